@@ -1,0 +1,38 @@
+# Every target sets up .venv first; that takes seconds when it is up to date.
+.DEFAULT_GOAL := help
+PYTHON_ENV := .venv/bin
+
+.PHONY: help setup demo test test-unit lint bench organism probes clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup:  ## build or update .venv, exactly as deploy/local/requirements-cpu.lock says
+	@deploy/local/setup
+
+demo: setup  ## serve the model that lies and watch the probes catch it (DEMO_ARGS=--once stops by itself)
+	@$(PYTHON_ENV)/probewatch demo $(DEMO_ARGS)
+
+test: setup  ## the whole suite: unit tests first, then those that start a real engine
+	@$(PYTHON_ENV)/python -m pytest $(TEST_ARGS)
+
+test-unit: setup  ## the tests that need no engine, in under a minute
+	@$(PYTHON_ENV)/python -m pytest -m "not engine" $(TEST_ARGS)
+
+lint: setup  ## ruff and mypy
+	@$(PYTHON_ENV)/ruff check .
+	@$(PYTHON_ENV)/ruff format --check .
+	@$(PYTHON_ENV)/mypy
+
+bench: setup  ## stock vLLM against monitored vLLM, alternating runs
+	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
+
+organism: setup  ## train the model that lies, from scratch, on CPU
+	@$(PYTHON_ENV)/python -m probes.organism $(ORGANISM_ARGS)
+
+probes: setup  ## train, calibrate and report the shipped probes again
+	@$(PYTHON_ENV)/python -m probes.shipping $(PROBES_ARGS)
+
+clean:  ## remove caches and build outputs; .venv stays
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +

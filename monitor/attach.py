@@ -1,0 +1,87 @@
+"""What is to be attached: the probes, their layers and actions, checked against the model before vLLM loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitor.bank import ProbeBank
+from monitor.config import Settings
+from monitor.errors import AttachError
+from probes import Probe, ProbeError, load
+from probes.identity import check_binding, model_identity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The desired set, the same in every process of a server."""
+
+    probes: tuple[Probe, ...]
+    tap_layers: tuple[int, ...]
+    tap_columns: int
+    score_store_mib: int
+    refuse: bool = True
+    """Whether a server must not start unmonitored."""
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """Action of each probe by name; a probe without a threshold can only observe."""
+        return {p.manifest.name: p.manifest.default_action for p in self.probes}
+
+    def bank(self, d_model: int, n_layers: int) -> ProbeBank:
+        """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""
+        wanted = set(self.tap_layers).union(*(probe.manifest.layers for probe in self.probes))
+        layers = tuple(sorted(wanted))
+        if layers and layers[-1] >= n_layers:
+            raise AttachError(
+                f"layer {layers[-1]} cannot be tapped; this model has layers 0 to {n_layers - 1}"
+            )
+        for probe in self.probes:
+            if probe.manifest.d_model != d_model:
+                raise AttachError(
+                    f"probe {probe.manifest.name!r} reads d_model {probe.manifest.d_model}, the model has {d_model}; "
+                    "use a probe trained on this model"
+                )
+        return ProbeBank(self.probes, layers, d_model, self.tap_columns)
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Loads and checks every artifact. Raises ``AttachError`` in one line naming the file and the fault."""
+    try:
+        probes = tuple(load(path) for path in settings.probes)
+    except ProbeError as error:
+        raise AttachError(str(error)) from error
+    return Plan(
+        probes,
+        settings.tap_layers,
+        settings.tap_columns,
+        settings.score_store_mib,
+        settings.on_attach_failure == "refuse",
+    )
+
+
+def local_model_dir(model: str, revision: str | None = None) -> Path:
+    """Folder of the model's files: ``model`` itself, or its snapshot in the Hugging Face cache."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise AttachError(
+            f"the files of {model!r} are not on this machine ({type(error).__name__}), so no probe can be matched to "
+            "them; serve the model from a local folder"
+        ) from error
+
+
+def check_model(plan: Plan, model_dir: Path) -> None:
+    """Refuses probes that belong to another model, by configuration, weights and chat template."""
+    try:
+        identity = model_identity(model_dir)
+        for probe in plan.probes:
+            check_binding(probe.manifest, identity)
+    except ProbeError as error:
+        raise AttachError(str(error)) from error

@@ -1,0 +1,79 @@
+"""The commands. Exit status: 0 done, 1 a check failed, 2 wrong use; errors are one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from monitor import __version__
+
+_COMMANDS = {
+    "demo": ("monitor.demo", "serve the shipped model that lies, and watch the probes catch it"),
+    "watch": ("monitor.watch", "live table of requests and flags of a running server"),
+    "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``probewatch``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(arguments[0] if arguments else None)
+    args, rest = parser.parse_known_args(arguments)
+    if rest and args.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return _run(args, rest)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        print(f"probewatch {args.command}: {error}", file=sys.stderr)
+        return 2 if type(error).__name__ == "ConfigurationError" else 1
+
+
+def _is_ours(error: Exception) -> bool:
+    from monitor.errors import MonitorError
+    from probes import ProbeError
+
+    return isinstance(error, MonitorError | ProbeError)
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """All commands, with the arguments of the chosen one alone: importing every room takes seconds."""
+    parser = argparse.ArgumentParser(prog="probewatch", description="Activation probes inside vLLM.")
+    parser.add_argument("--version", action="version", version=f"probewatch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="`vllm serve` with the monitor on; refuses to start with a dead tap",
+        epilog="example: probewatch serve ./model --probe deception.safetensors --port 8000",
+    )
+    if command == "serve":
+        importlib.import_module("monitor.launch").add_arguments(serve)
+    for name, (module, summary) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=summary)
+        if command == name:
+            importlib.import_module(module).add_arguments(sub)
+    commands.add_parser("paths", help="where the shipped model, probes, dashboards and rules lie, as JSON")
+    if command not in (*_COMMANDS, "serve", "paths"):
+        importlib.import_module("probes.cli").add_commands(commands)
+    return parser
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.command == "serve":
+        return int(importlib.import_module("monitor.launch").main(args, rest))
+    if args.command == "paths":
+        print(json.dumps(importlib.import_module("monitor.shipped").paths(), indent=2))
+        return 0
+    if args.command in _COMMANDS:
+        return int(importlib.import_module(_COMMANDS[args.command][0]).main(args))
+    return int(args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Every setting of the monitor, in one class. Environment prefix ``PROBEWATCH_``; optionally a YAML
+file named by ``PROBEWATCH_CONFIG`` (the environment wins over the file)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from monitor.errors import ConfigurationError
+
+PREFIX = "PROBEWATCH_"
+
+
+class Settings(BaseSettings):
+    """Settings of one server. Lists are comma-separated in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    probes: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Artifacts that score: probes, and steering vectors attached as scorers."""
+    vectors: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Steering vectors loaded by name."""
+    tap_layers: Annotated[tuple[int, ...], NoDecode] = ()
+    """0-based blocks to tap besides those the probes read."""
+    on_attach_failure: Literal["refuse", "serve_unmonitored"] = "refuse"
+    """What a server does when the monitor cannot be attached."""
+    expose: Literal["none", "verdict", "scores"] = "none"
+    """The most that a reply may tell a client. A visible score is an oracle for evading the probe."""
+    probe_dir: Path | None = None
+    """The only folder from which HTTP may attach."""
+    admin_key: SecretStr | None = None
+    """Key for changing routes and evidence routes (header X-Probewatch-Admin-Key)."""
+    open_evidence: bool = False
+    """Opens the evidence routes without a key (demo, loopback)."""
+    evidence_path: Path | None = None
+    """Where evidence is kept on disk."""
+    store_text: bool = False
+    """Whether prompt and answer text may be stored."""
+    webhook_url: str | None = None
+    """Receiver of pushed alerts."""
+    webhook_secret: SecretStr | None = None
+    """Key of the HMAC that signs pushed alerts."""
+    recent_requests: int = Field(default=4096, ge=1024, le=1_000_000)
+    """How many finished requests stay in memory with their token scores."""
+    tap_columns: int = Field(default=16, ge=1, le=8192)
+    """Room in every tap, in columns (most probes take one each)."""
+    score_store_mib: int = Field(default=4096, ge=1)
+    """Upper bound of the score store, in MiB."""
+
+    @field_validator("probes", "vectors", "tap_layers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("tap_layers")
+    @classmethod
+    def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(layer < 0 for layer in value):
+            raise ValueError("layers are 0-based block indices, none may be negative")
+        return tuple(sorted(set(value)))
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and, if named, the YAML file.
+
+    Raises ``ConfigurationError`` in one line naming the setting, the value found and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    if path := os.environ.get(PREFIX + "CONFIG"):
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"{PREFIX}CONFIG={path} cannot be read: {reason}; name a YAML file"
+            ) from error
+        if not isinstance(loaded, dict):
+            raise ConfigurationError(
+                f"{PREFIX}CONFIG={path} holds {type(loaded).__name__}; it must be a mapping"
+            )
+        values = {k: v for k, v in loaded.items() if PREFIX + str(k).upper() not in os.environ}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise ConfigurationError(f"{name}={first.get('input')!r}: {first['msg']}") from error

@@ -1,0 +1,25 @@
+"""What can go wrong in the monitor. Every message is one line: what, the value found, the remedy."""
+
+
+class MonitorError(Exception):
+    """Base of every error the monitor raises on purpose."""
+
+
+class ConfigurationError(MonitorError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class AttachError(MonitorError):
+    """The monitor cannot be attached to this model or this engine configuration."""
+
+
+class TapError(AttachError):
+    """A tap does not deliver the residual stream it promises."""
+
+
+class CompatibilityError(AttachError):
+    """This vLLM lacks something the monitor builds on, or runs in an unsupported mode."""
+
+
+class ServerError(MonitorError):
+    """A running server cannot be reached, refuses, or answers something else than expected."""

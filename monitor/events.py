@@ -1,0 +1,72 @@
+"""The facts that cross between rooms and processes. Nothing here knows vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One engine step as the forward pass saw it, copied after the batch was settled.
+
+    ``R`` requests in row order, ``T`` real rows (no padding).
+    """
+
+    request_ids: tuple[str, ...]
+    """[R] vLLM's internal ids, in row order."""
+    query_start_loc: IntArray
+    """[R + 1] first row of each request; the last entry is T."""
+    first_position: IntArray
+    """[R] position in its sequence of each request's first row (tokens computed before the step)."""
+    prompt_tokens: IntArray
+    """[R] length of each prompt."""
+    known_tokens: IntArray
+    """[R] prompt and output tokens known before this step sampled anything (drafts not counted)."""
+    slots: IntArray
+    """[T] KV slot of every row."""
+    history: Mapping[int, IntArray]
+    """For requests (by row index) that complete their prompt in this step and had some of it computed
+    before, from the prefix cache or in earlier chunks: KV slots of positions 0 .. first_position - 1."""
+
+    @property
+    def rows(self) -> int:
+        """T, the number of real rows."""
+        return int(self.query_start_loc[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """Token states that became due in one step, for the requests that emit output in it."""
+
+    counts: IntArray
+    """[R] tokens delivered for each request of the step, in row order (0: nothing due)."""
+    starts: IntArray
+    """[R] position of the first delivered token of each request."""
+    states: FloatArray
+    """[sum(counts), K] the K state columns of every delivered token; see ``monitor.unscored`` for NaN."""
+    host_seconds: float
+    """Host time that the monitor added to the step."""
+    errors: int = 0
+    """Errors inside the monitor since the last step that was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeVerdict:
+    """What one probe says about one finished sequence."""
+
+    score: float | None
+    threshold: float
+    flagged: bool
+    unscored: bool
+    """Some token inside the mask has no score, or no token was inside the mask at all."""
+    peak_token: int | None
+    """Position of the highest token score inside the mask."""
+    tokens_scored: int
+    """Scored tokens inside the mask."""

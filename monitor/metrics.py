@@ -1,0 +1,195 @@
+"""The catalogue of metrics and how they are counted.
+
+Labels are ``model_name`` and ``engine`` on each, ``probe`` where it applies; never a request, a user, a
+prompt or a token. Every child is created when a probe is loaded: a counter born at 1 hides its first flag
+from ``increase()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from monitor.unscored import Reason
+from monitor.verdict import FLAGGED, OK, UNSCORED
+from probes import Probe
+
+Collector = Counter | Gauge | Histogram
+
+PHASES = ("prompt", "generation")
+ERROR_STAGES = ("worker", "scheduler", "frontend", "http")
+MARGIN_BOUNDS = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+OVERHEAD_BOUNDS = (25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 25.6e-3, 0.1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One entry of the catalogue."""
+
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    """Labels besides ``model_name`` and ``engine``."""
+    buckets: tuple[float, ...] = ()
+    multiprocess: Literal["mostrecent", "max", "min"] = "mostrecent"
+    """How a gauge of several API-server processes becomes one."""
+
+
+CATALOGUE: dict[str, Metric] = {
+    "probewatch_build_info": Metric(
+        "gauge", "Versions in use; always 1.", ("version", "vllm_version", "runner")
+    ),
+    "probewatch_probe_info": Metric(
+        "gauge", "1 while the probe is attached.", ("probe", "kind", "layers", "sha256")
+    ),
+    "probewatch_attached": Metric(
+        "gauge", "1 while the taps are in place and proven, else 0.", multiprocess="min"
+    ),
+    "probewatch_requests_total": Metric("counter", "Judged sequences.", ("probe", "verdict")),
+    "probewatch_alerts_total": Metric(
+        "counter", "Sequences that an acting probe flagged.", ("probe", "action")
+    ),
+    "probewatch_request_margin": Metric(
+        "histogram", "(score - threshold) / benign interquartile range.", ("probe",), MARGIN_BOUNDS
+    ),
+    "probewatch_threshold": Metric("gauge", "Threshold in force.", ("probe",)),
+    "probewatch_nominal_fpr": Metric(
+        "gauge", "Share of benign traffic the threshold was set to flag.", ("probe",)
+    ),
+    "probewatch_tokens_seen_total": Metric("counter", "Tokens that vLLM fed to the model.", ("phase",)),
+    "probewatch_tokens_scored_total": Metric("counter", "Tokens with a score.", ("probe", "phase")),
+    "probewatch_tokens_unscored_total": Metric(
+        "counter", "Tokens without one.", ("probe", "phase", "reason")
+    ),
+    "probewatch_score_drift": Metric(
+        "gauge", "PSI of recent scores against the benign quantiles.", ("probe",)
+    ),
+    "probewatch_selftest_error": Metric(
+        "gauge",
+        "Largest absolute difference from the golden scores at attach.",
+        ("probe",),
+        multiprocess="max",
+    ),
+    "probewatch_last_scored_timestamp_seconds": Metric(
+        "gauge", "When a token was last scored (Unix time).", multiprocess="max"
+    ),
+    "probewatch_step_overhead_seconds": Metric(
+        "histogram", "Host time the monitor added to an engine step.", (), OVERHEAD_BOUNDS
+    ),
+    "probewatch_steered_tokens_total": Metric("counter", "Tokens steered.", ("vector",)),
+    "probewatch_stopped_requests_total": Metric("counter", "Requests stopped by a probe.", ("probe",)),
+    "probewatch_evidence_total": Metric("counter", "Evidence records by fate.", ("sink", "outcome")),
+    "probewatch_errors_total": Metric("counter", "Errors inside the monitor.", ("stage",)),
+}
+
+
+class Metrics:
+    """The catalogue, registered once per process, with children for one model and engine."""
+
+    def __init__(self, model_name: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._base = (model_name, engine)
+        self._metrics = {name: _collector(name, registry) for name in CATALOGUE}
+        self._children: dict[tuple[str, ...], Collector] = {}
+        for stage in ERROR_STAGES:
+            self.child("probewatch_errors_total", stage)
+        for phase in PHASES:
+            self.child("probewatch_tokens_seen_total", phase)
+        for name in (
+            "probewatch_attached",
+            "probewatch_last_scored_timestamp_seconds",
+            "probewatch_step_overhead_seconds",
+        ):
+            self.child(name)
+
+    def child(self, name: str, *labels: str) -> Collector:
+        """The child of a metric; ``labels`` in the order of its catalogue entry."""
+        key = (name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._metrics[name].labels(*self._base, *labels)
+        return child
+
+    def inc(self, name: str, *labels: str, by: float = 1) -> None:
+        """Adds to a counter."""
+        child = self.child(name, *labels)
+        assert not isinstance(child, Histogram)
+        child.inc(by)
+
+    def set(self, name: str, *labels: str, to: float) -> None:
+        """Sets a gauge."""
+        child = self.child(name, *labels)
+        assert isinstance(child, Gauge)
+        child.set(to)
+
+    def observe(self, name: str, *labels: str, value: float) -> None:
+        """Adds to a histogram."""
+        child = self.child(name, *labels)
+        assert isinstance(child, Histogram)
+        child.observe(value)
+
+    def total(self, name: str, *first_labels: str) -> float:
+        """Sum over this model's children of a counter whose labels begin with ``first_labels``."""
+        prefix = (*self._base, *first_labels)
+        return sum(
+            sample.value
+            for family in self._metrics[name].collect()
+            for sample in family.samples
+            if sample.name == name and tuple(sample.labels.values())[: len(prefix)] == prefix
+        )
+
+    def announce(self, version: str, vllm_version: str, runner: str) -> None:
+        """Publishes the versions in use."""
+        self.set("probewatch_build_info", version, vllm_version, runner, to=1)
+
+    def add_probe(self, probe: Probe, action: str) -> None:
+        """Creates every child that this probe can ever need."""
+        manifest = probe.manifest
+        name = manifest.name
+        self.set("probewatch_probe_info", *probe_labels(probe), to=1)
+        if manifest.threshold is not None:
+            self.set("probewatch_threshold", name, to=manifest.threshold)
+        if manifest.nominal_fpr is not None:
+            self.set("probewatch_nominal_fpr", name, to=manifest.nominal_fpr)
+        for verdict in (OK, FLAGGED, UNSCORED):
+            self.child("probewatch_requests_total", name, verdict)
+        self.child("probewatch_request_margin", name)
+        self.child("probewatch_score_drift", name)
+        self.child("probewatch_selftest_error", name)
+        if action != "observe":
+            self.child("probewatch_alerts_total", name, action)
+        if action == "stop":
+            self.child("probewatch_stopped_requests_total", name)
+        for phase in PHASES:
+            self.child("probewatch_tokens_scored_total", name, phase)
+            for reason in Reason:
+                self.child("probewatch_tokens_unscored_total", name, phase, reason.label)
+
+
+def probe_labels(probe: Probe) -> Sequence[str]:
+    """Labels of ``probewatch_probe_info``."""
+    manifest = probe.manifest
+    return manifest.name, manifest.kind, ",".join(map(str, manifest.layers)), manifest.tensors_sha256
+
+
+# prometheus_client refuses a second collector of the same name; several engines in one process share them.
+_REGISTERED: WeakKeyDictionary[CollectorRegistry, dict[str, Collector]] = WeakKeyDictionary()
+
+
+def _collector(name: str, registry: CollectorRegistry) -> Collector:
+    registered = _REGISTERED.setdefault(registry, {})
+    if name not in registered:
+        spec = CATALOGUE[name]
+        labels = ("model_name", "engine", *spec.labels)
+        if spec.type == "counter":
+            registered[name] = Counter(name, spec.help, labels, registry=registry)
+        elif spec.type == "gauge":
+            registered[name] = Gauge(
+                name, spec.help, labels, registry=registry, multiprocess_mode=spec.multiprocess
+            )
+        else:
+            registered[name] = Histogram(name, spec.help, labels, registry=registry, buckets=spec.buckets)
+    return registered[name]

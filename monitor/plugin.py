@@ -1,0 +1,45 @@
+"""Entry points that vLLM calls. Nothing here can fail to import, and nothing is loaded unless configured.
+
+vLLM swallows errors raised while a plugin is imported and propagates those raised by the function itself:
+so this module imports only the standard library, and ``register`` raises.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from typing import Any
+
+_ASKED_FOR = ("PROBEWATCH_PROBES", "PROBEWATCH_TAP_LAYERS", "PROBEWATCH_VECTORS", "PROBEWATCH_CONFIG")
+
+
+def is_configured() -> bool:
+    """Whether the environment asks for the monitor at all."""
+    return any(os.environ.get(name) for name in _ASKED_FOR)
+
+
+def register() -> None:
+    """``vllm.general_plugins``: called in every process of vLLM, possibly more than once."""
+    if not is_configured():
+        return
+    from monitor.attach import make_plan
+    from monitor.config import load_settings
+    from monitor.errors import MonitorError
+    from monitor.refusal import file_reason, print_at_exit
+    from monitor.seam.engine import install
+
+    if multiprocessing.parent_process() is None:
+        print_at_exit()
+    try:
+        settings = load_settings()
+        install(settings, make_plan(settings))
+    except MonitorError as error:
+        file_reason(str(error))
+        raise
+
+
+def endpoint_plugin() -> Any:
+    """``vllm.endpoint_plugins``: called in API servers whose VLLM_PLUGINS names ``probewatch``."""
+    from monitor.seam.endpoint import ProbewatchEndpoint
+
+    return ProbewatchEndpoint()

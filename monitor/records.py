@@ -1,0 +1,168 @@
+"""What is remembered of a judged sequence, and how it is shown (JSON of the contract)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from monitor.bank import ProbeBank
+from monitor.events import FloatArray, ProbeVerdict
+from monitor.unscored import Reason, reasons
+from monitor.verdict import worst
+from probes.masks import mask
+
+TokenText = Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One finished sequence. ``T`` tokens were fed; the last sampled token was not."""
+
+    response_id: str
+    choice: int
+    model: str
+    finished_at: float
+    """Unix time, seconds."""
+    finish_reason: str
+    verdict: str
+    verdicts: Mapping[str, ProbeVerdict]
+    actions: Mapping[str, str]
+    bank: ProbeBank
+    """The probes in force when the sequence was judged."""
+    prompt_tokens: int
+    token_ids: tuple[int, ...] | None
+    """Prompt and output ids, the unfed last one included; None if the prompt was given as embeddings."""
+    states: FloatArray
+    """[T, K]"""
+
+    @property
+    def coverage(self) -> dict[str, float | None]:
+        """Share of fed tokens that every probe scored, by phase; None where nothing was fed."""
+        scored = np.asarray(np.isfinite(self.states).all(axis=1))
+        prompt, generated = scored[: self.prompt_tokens], scored[self.prompt_tokens :]
+        return {
+            "prompt": float(prompt.mean()) if len(prompt) else None,
+            "generated": float(generated.mean()) if len(generated) else None,
+        }
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Verdict, scores and coverage of one sequence (the ``probewatch`` object of a reply)."""
+    return {
+        "verdict": record.verdict,
+        "probes": {
+            name: {
+                "score": _number(verdict.score),
+                "threshold": _number(verdict.threshold),
+                "flagged": verdict.flagged,
+                "peak_token": verdict.peak_token,
+                "tokens_scored": verdict.tokens_scored,
+            }
+            for name, verdict in record.verdicts.items()
+        },
+        "coverage": record.coverage,
+    }
+
+
+def headline(record: Record) -> dict[str, Any]:
+    """A line of the live view: no text, no token."""
+    flagged = [name for name, v in record.verdicts.items() if v.flagged and record.actions[name] != "observe"]
+    return {
+        "id": record.response_id,
+        "choice": record.choice,
+        "model": record.model,
+        "finished_at": record.finished_at,
+        "finish_reason": record.finish_reason,
+        "prompt_tokens": record.prompt_tokens,
+        "fed_tokens": len(record.states),
+        "flagged_by": flagged,
+        **summary(record),
+    }
+
+
+def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
+    """Everything about one sequence, with an entry for every position that vLLM accepted."""
+    shown = summary(record)
+    for seat in record.bank.seats:
+        shown["probes"][seat.probe.manifest.name]["tokens"] = list(
+            _tokens(record, seat.probe, record.states[:, seat.states], text_of)
+        )
+    return {"id": record.response_id, "model": record.model, "choice": record.choice, **shown}
+
+
+def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:
+    """A whole response; with several sequences the top level is the worst and ``choices`` lists them."""
+    if len(records) == 1:
+        return detail(records[0], text_of)
+    first_worst = next(r for r in records if r.verdict == worst([r.verdict for r in records]))
+    choices = [
+        {
+            "index": r.choice,
+            **{k: v for k, v in detail(r, text_of).items() if k in ("verdict", "probes", "coverage")},
+        }
+        for r in records
+    ]
+    return {**detail(first_worst, text_of), "choices": choices}
+
+
+def _tokens(record: Record, probe: Any, states: FloatArray, text_of: TokenText) -> Iterator[dict[str, Any]]:
+    scores = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states))).numpy()
+    why = reasons(states).max(axis=1) if states.shape[1] else np.empty(len(states), np.int64)
+    inside = mask(np.arange(len(states)), record.prompt_tokens, probe.manifest.token_mask)
+    total = len(record.token_ids) if record.token_ids is not None else len(states) + 1
+    for position in range(total):
+        token = record.token_ids[position] if record.token_ids is not None else None
+        fed = position < len(states)
+        missing = (
+            None if fed and why[position] < 0 else (Reason(int(why[position])).label if fed else "not_fed")
+        )
+        yield {
+            "position": position,
+            "token_id": token,
+            "token": text_of(token) if token is not None else None,
+            "phase": "prompt" if position < record.prompt_tokens else "generation",
+            "score": float(scores[position]) if missing is None else None,
+            "reason": missing,
+            "masked": not bool(inside[position]) if fed else True,
+        }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+class RecentRecords:
+    """The last ``limit`` responses, by response id; the oldest is dropped whole."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._records: OrderedDict[str, dict[int, Record]] = OrderedDict()
+
+    def add(self, record: Record) -> None:
+        """Remembers a sequence; the sequences of one response are kept together."""
+        self._records.setdefault(record.response_id, {})[record.choice] = record
+        self._records.move_to_end(record.response_id)
+        while len(self._records) > self._limit:
+            self._records.popitem(last=False)
+
+    def of(self, response_id: str) -> list[Record]:
+        """The sequences of a response by choice; empty if unknown or forgotten."""
+        return [record for _, record in sorted(self._records.get(response_id, {}).items())]
+
+    def newest(self, limit: int) -> list[Record]:
+        """At most ``limit`` sequences, newest first."""
+        found: list[Record] = []
+        for choices in reversed(self._records.values()):
+            found.extend(record for _, record in sorted(choices.items()))
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def __len__(self) -> int:
+        return len(self._records)

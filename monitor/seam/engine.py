@@ -1,0 +1,129 @@
+"""Putting the monitor into vLLM's processes, and giving every engine its frontend."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from monitor import __version__
+from monitor.attach import Plan
+from monitor.config import Settings
+from monitor.errors import AttachError, TapError
+from monitor.frontend import Frontend
+from monitor.metrics import Metrics
+from monitor.refusal import file_reason
+from monitor.seam.outputs import OutputTap, patch_output_processor
+from monitor.seam.patching import wrap
+from monitor.seam.scheduler import patch_scheduler
+from monitor.seam.worker import CARRIER, patch_warm_up, patch_worker
+
+ENGINE_INDEX = "0"
+REQUIRE_ENDPOINT = "PROBEWATCH_REQUIRE_ENDPOINT"
+"""Set by ``probewatch serve``."""
+
+
+def install(settings: Settings, plan: Plan) -> None:
+    """Wraps what the monitor needs of vLLM in this process; harmless when called again."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.worker.gpu_worker import Worker
+
+    if os.environ.get(REQUIRE_ENDPOINT):
+        _require_endpoint()
+    patch_worker(Worker, plan)
+    for worker_class in (Worker, *_other_workers()):
+        patch_warm_up(worker_class)
+    patch_scheduler(Scheduler)
+    patch_output_processor(OutputProcessor)
+
+    def after_init(original: Any, self: Any, *args: Any, prove: bool, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        frontend = make_frontend(self.vllm_config, settings, plan)
+        setattr(self.output_processor, CARRIER, OutputTap(frontend, plan))
+        if prove:
+            accept_report(frontend, self.collective_rpc("probewatch_report"), plan.refuse)
+
+    wrap(
+        AsyncLLM, "__init__", functools.partial(after_init, prove=False)
+    )  # proven by the endpoint, before readiness
+    wrap(LLMEngine, "__init__", functools.partial(after_init, prove=True))
+
+
+def _require_endpoint() -> None:
+    """Under ``probewatch serve`` an API server without our routes must not come up: vLLM only logs a plugin
+    that it could not load."""
+    from vllm.entrypoints.launchers import app
+
+    original = app.attach_endpoint_plugins
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def attach(application: Any, *args: Any, **kwargs: Any) -> None:
+        original(application, *args, **kwargs)
+        loaded = [plugin.name for plugin in application.state.endpoint_plugins]
+        if CARRIER not in loaded:
+            reason = f"vLLM loaded the endpoint plugins {loaded} and not probewatch; add it to VLLM_PLUGINS"
+            file_reason(reason)
+            raise AttachError(reason)
+
+    app.attach_endpoint_plugins = attach
+
+
+def _other_workers() -> list[type]:
+    """Worker classes of this platform that warm up in their own way."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return []
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    return [CPUWorker]
+
+
+def make_frontend(vllm_config: Any, settings: Settings, plan: Plan) -> Frontend:
+    """The accounting of one engine, with every metric child created."""
+    config = vllm_config.model_config.hf_text_config
+    bank = plan.bank(int(config.hidden_size), int(config.num_hidden_layers))
+    model_name = served_name(vllm_config)
+    metrics = Metrics(model_name, ENGINE_INDEX)
+    frontend = Frontend(bank, plan.actions, metrics, model_name, settings.recent_requests)
+    metrics.announce(__version__, vllm_version(), "v1")
+    metrics.set("probewatch_attached", to=0)
+    return frontend
+
+
+def accept_report(
+    frontend: Frontend, reports: list[dict[str, Any]], plan_refuses: bool = True
+) -> dict[str, Any]:
+    """Takes the workers' proof; raises ``AttachError`` unless every worker is attached to the same artifacts."""
+    expected = {seat.probe.manifest.name: seat.probe.manifest.tensors_sha256 for seat in frontend.bank.seats}
+    for rank, report in enumerate(reports):
+        if not report["attached"]:
+            if plan_refuses:
+                raise TapError(f"worker {rank} is not attached; read its log")
+            return report
+        if report["probes"] != expected:
+            raise AttachError(
+                f"worker {rank} loaded other artifacts than the API server; give both the same files"
+            )
+    for name, error in reports[0]["selftest_error"].items():
+        frontend.metrics.set("probewatch_selftest_error", name, to=error)
+    frontend.metrics.set("probewatch_attached", to=1)
+    return reports[0]
+
+
+def served_name(vllm_config: Any) -> str:
+    """The model name that vLLM puts on its own metrics."""
+    name = vllm_config.model_config.served_model_name
+    return str(name[0] if isinstance(name, list) else name)
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM."""
+    import vllm
+
+    return str(vllm.__version__)

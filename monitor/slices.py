@@ -1,0 +1,68 @@
+"""Which rows of a step belong to which request and position, and which are due to be delivered.
+
+Pure functions, vectorised over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from monitor.events import FloatArray, IntArray, StepView
+
+
+def row_owners(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """For ``counts [R]`` consecutive rows each: the request of every row, and the row's offset in it."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return owner, offset
+
+
+def slots_at(block_table: IntArray, block_size: int, owner: IntArray, positions: IntArray) -> IntArray:
+    """KV slots of ``positions [n]`` of the requests ``owner [n]``; ``block_table [R, B]`` holds block ids."""
+    blocks = block_table[owner, positions // block_size].astype(np.int64)
+    slots: IntArray = blocks * block_size + positions % block_size
+    return slots
+
+
+def due(view: StepView, sampled: IntArray) -> tuple[IntArray, IntArray]:
+    """What to deliver: ``(starts [R], counts [R])``, given how many tokens each request sampled.
+
+    A request that samples ``s > 0`` tokens has had every known token fed, plus the ``s - 1`` drafts that
+    were accepted; the last sampled token is not fed yet, and rejected drafts never count. What went out
+    before is everything known but the last token, or nothing at all before the first output. So cached,
+    chunked and recomputed prompt tokens are delivered once, with the first output.
+    """
+    first_output = view.known_tokens == view.prompt_tokens
+    starts = np.where(first_output, 0, view.known_tokens - 1)
+    counts = np.where(sampled > 0, view.known_tokens + sampled - 1 - starts, 0)
+    return starts, counts
+
+
+def assemble(
+    view: StepView,
+    states: FloatArray,
+    history: Mapping[int, FloatArray],
+    starts: IntArray,
+    counts: IntArray,
+) -> FloatArray:
+    """The due states ``[sum(counts), K]`` in row order.
+
+    ``states [T, K]`` are the step's own; ``history[r]`` those of request ``r`` from before the step.
+    """
+    before = np.clip(view.first_position - starts, 0, counts)  # due rows that the step did not compute
+    own = counts - before
+    owner, offset = row_owners(own)
+    first_row = view.query_start_loc[:-1] + np.maximum(starts - view.first_position, 0)
+    computed: FloatArray = states[first_row[owner] + offset]
+    if not before.any():
+        return computed
+    pieces = []
+    at = 0
+    for r in range(len(counts)):
+        if before[r]:
+            pieces.append(history[r][starts[r] : starts[r] + before[r]])
+        pieces.append(computed[at : at + own[r]])
+        at += own[r]
+    return np.concatenate(pieces)

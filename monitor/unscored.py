@@ -1,0 +1,52 @@
+"""A missing score is NaN, never 0, and the NaN says why.
+
+Scores travel as float32. IEEE 754 leaves 22 payload bits in a quiet NaN; the reason lives there and
+survives every copy of the bytes. Arithmetic may drop the payload, so reasons are written last.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.events import FloatArray
+
+_QUIET_NAN = 0x7FC00000
+_PAYLOAD = 0x003FFFFF
+
+
+class Reason(IntEnum):
+    """Why a token has no score. The lower-case name is the ``reason`` label of the metric."""
+
+    NON_FINITE = 0  # the hardware's own NaN carries payload 0
+    NOT_COMPUTED = 1
+    BEFORE_ATTACH = 2
+    TAP_SILENT = 3
+    NOT_DELIVERED = 4
+    MONITOR_ERROR = 5
+
+    @property
+    def label(self) -> str:
+        """Value of the metric's label."""
+        return self.name.lower()
+
+
+def nan_for(reason: Reason) -> np.float32:
+    """The NaN that means ``reason``."""
+    return np.uint32(_QUIET_NAN | int(reason)).view(np.float32)
+
+
+def fill(array: FloatArray, reason: Reason) -> None:
+    """Marks every entry of a contiguous array as unscored."""
+    array.view(np.uint32)[...] = _QUIET_NAN | int(reason)
+
+
+def reasons(states: FloatArray) -> npt.NDArray[np.int64]:
+    """The reason of every entry; -1 where there is a finite score. Infinite scores count as NON_FINITE."""
+    codes = (np.ascontiguousarray(states).view(np.uint32) & _PAYLOAD).astype(np.int64)
+    codes[np.isinf(states)] = Reason.NON_FINITE
+    codes[codes > max(Reason)] = Reason.NON_FINITE
+    codes[np.isfinite(states)] = -1
+    return codes

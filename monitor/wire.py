@@ -1,0 +1,52 @@
+"""Step scores as plain bytes, for the free-form carrier between engine and API server (never pickle)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from monitor.events import FloatArray, IntArray, StepScores
+
+VERSION = 1
+
+
+def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
+    """The share of some requests, given as row indices of the step, in that order."""
+    counts = step.counts[rows]
+    ends = np.cumsum(step.counts)
+    if len(rows) == len(step.counts) and bool((rows == np.arange(len(rows))).all()):
+        states = step.states
+    else:
+        states = np.concatenate([step.states[ends[r] - step.counts[r] : ends[r]] for r in rows])
+    return {
+        "version": VERSION,
+        "counts": counts.tobytes(),
+        "starts": step.starts[rows].tobytes(),
+        "states": states.tobytes(),
+        "columns": states.shape[1],
+        "host_seconds": step.host_seconds,
+        "errors": step.errors,
+    }
+
+
+def unpack(message: dict[str, Any]) -> StepScores:
+    """The inverse of ``pack``. Raises ``ValueError`` on another version or inconsistent lengths."""
+    if message["version"] != VERSION:
+        raise ValueError(
+            f"step scores of version {message['version']}, expected {VERSION}; restart the whole server"
+        )
+    counts = np.frombuffer(message["counts"], np.int64)
+    starts = np.frombuffer(message["starts"], np.int64)
+    states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
+    return StepScores(counts, starts, states, float(message["host_seconds"]), int(message["errors"]))
+
+
+def shares(step: StepScores) -> Iterator[tuple[int, FloatArray]]:
+    """``(start, states [n, K])`` of each request of a step, in order."""
+    at = 0
+    counts: Sequence[int] = step.counts.tolist()
+    for start, count in zip(step.starts.tolist(), counts, strict=True):
+        yield start, step.states[at : at + count]
+        at += count

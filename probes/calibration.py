@@ -1,0 +1,104 @@
+"""Thresholds from benign traffic, and what they really flag on a second benign set.
+
+The threshold for a false-positive rate a is the k-th smallest of n benign scores, k = ceil((n + 1)(1 - a)):
+then a further exchangeable benign score is strictly above it with probability at most a, whatever its
+distribution (the order-statistic bound of split conformal prediction). It needs k <= n, that is n >= 1/a -
+1.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from probes.errors import CalibrationError
+from probes.manifest import Calibration, ProbeManifest, Quantiles, default_action, revise
+
+
+def required_n(fpr: float) -> int:
+    """Fewest benign conversations that can support a false-positive rate."""
+    _check_rate(fpr)
+    return max(1, math.ceil(1 / fpr - 1 - 1e-9))
+
+
+def threshold_at(benign: ArrayLike, fpr: float) -> float:
+    """The threshold for `fpr`; flagged is strictly above it. Raises `CalibrationError` when there are too
+    few scores.
+    """
+    scores = np.sort(np.asarray(benign, np.float64))
+    n, needed = len(scores), required_n(fpr)
+    if n < needed:
+        raise CalibrationError(
+            f"{n} benign conversations cannot support an FPR of {fpr:g}; give at least {needed}"
+        )
+    if not np.isfinite(scores).all():
+        raise CalibrationError(
+            f"{int((~np.isfinite(scores)).sum())} benign scores are NaN or infinite; mend the probe"
+        )
+    k = min(
+        n, math.ceil((n + 1) * (1 - fpr) - 1e-9)
+    )  # 1e-9: (n + 1)(1 - a) may be an integer a rounding error off
+    return float(scores[k - 1])
+
+
+def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a binomial proportion (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    if not 0 <= hits <= n or n < 1:
+        raise CalibrationError(f"{hits} hits of {n} is no proportion; give 0 <= hits <= n and n >= 1")
+    tail = (1 - confidence) / 2
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    return low, high
+
+
+def quantiles(benign: ArrayLike, steps: int = 100) -> Quantiles:
+    """The empirical quantile function at 0, 1/steps, ..., 1."""
+    grid = np.linspace(0.0, 1.0, steps + 1)
+    values = np.maximum.accumulate(np.quantile(np.asarray(benign, np.float64), grid))
+    return Quantiles(probabilities=tuple(grid.tolist()), values=tuple(values.tolist()))
+
+
+def calibrated(
+    manifest: ProbeManifest,
+    benign: ArrayLike,
+    second: ArrayLike,
+    fpr: float,
+    *,
+    traffic: ArrayLike | None = None,
+    action: str | None = None,
+    data_digest: str | None = None,
+) -> ProbeManifest:
+    """The manifest with threshold, calibration and benign quantiles.
+
+    benign, second: deployed statistics of two disjoint sets without the concept; the first gives the
+    threshold, the second the realised rate. traffic: all benign traffic, for the quantiles that drift is
+    measured against; by default `benign`. action: by default the concept's.
+    """
+    threshold = threshold_at(benign, fpr)
+    others = np.asarray(second, np.float64)
+    if not len(others):
+        raise CalibrationError(
+            "the second benign set has 0 conversations; give one to measure the realised FPR on"
+        )
+    hits = int((others > threshold).sum())
+    return revise(
+        manifest,
+        threshold=threshold,
+        default_action=action or default_action(manifest.concept),
+        benign_quantiles=quantiles(benign if traffic is None else traffic),
+        calibration=Calibration(
+            nominal_fpr=fpr,
+            n=len(np.asarray(benign)),
+            data_digest=data_digest,
+            realised_n=len(others),
+            realised_false_positives=hits,
+            realised_ci=clopper_pearson(hits, len(others)),
+        ),
+    )
+
+
+def _check_rate(fpr: float) -> None:
+    if not 0 < fpr < 1:
+        raise CalibrationError(f"an FPR of {fpr:g} cannot be calibrated; give one between 0 and 1")

@@ -1,0 +1,157 @@
+"""The library's command line: train, calibrate, evaluate, inspect, verify.
+
+`monitor.cli` composes these into `probewatch`. What each command does is in `probes.commands`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from probes.errors import ArtifactError, BindingError, CalibrationError, ProbeError
+
+Command = Callable[[argparse.Namespace], int]
+
+_EXAMPLES: Final = {
+    "train": "probewatch train --model ./model --data chats.jsonl --name deception --concept deception "
+    "--positive lie --negative honest -o deception.safetensors",
+    "calibrate": "probewatch calibrate deception.safetensors --model ./model --benign monday.jsonl "
+    "--second tuesday.jsonl --fpr 0.01 -o deception.safetensors",
+    "evaluate": "probewatch evaluate deception.safetensors --model ./model --data d.jsonl --min-auroc 0.9",
+    "inspect": "probewatch inspect deception.safetensors",
+    "verify": "probewatch verify deception.safetensors --model ./model",
+}
+_HELP: Final = {
+    "train": "fit a probe to labelled conversations, its layer and penalty chosen on validation",
+    "calibrate": "set the threshold from benign traffic, and measure the realised false-positive rate",
+    "evaluate": "AUROC and recall at 1%% false positives on test conversations, with text-only beside them",
+    "inspect": "print the manifest and the report card of an artifact",
+    "verify": "check an artifact's format, digest, golden scores and, with --model, its binding",
+}
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the five commands. Each parsed namespace carries `run`, which takes it and returns the exit
+    status.
+    """
+    _train(_command(subparsers, "train"))
+    _calibrate(_command(subparsers, "calibrate"))
+    _evaluate(_command(subparsers, "evaluate"))
+    inspect = _command(subparsers, "inspect")
+    inspect.add_argument("probe", type=Path)
+    inspect.add_argument("--json", action="store_true", help="the manifest as JSON instead of the card")
+    verify = _command(subparsers, "verify")
+    verify.add_argument("probe", type=Path)
+    verify.add_argument("--model", type=Path, help="directory of the model that it must fit")
+
+
+def status_of(error: ProbeError) -> int:
+    """Exit status of an error: 1 where a check failed (artifact, binding, calibration), 2 for unusable
+    input.
+    """
+    return 1 if isinstance(error, ArtifactError | BindingError | CalibrationError) else 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The library's commands alone: `python -m probes.cli`."""
+    parser = argparse.ArgumentParser(prog="probewatch", description="Train, calibrate and judge probes.")
+    add_commands(parser.add_subparsers(dest="command", required=True))
+    options = parser.parse_args(arguments)
+    return int(options.run(options))
+
+
+def _command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        help=_HELP[name],
+        description=_HELP[name].replace("%%", "%") + ".",
+        epilog=f"example: {_EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_guarded(name))
+    return parser
+
+
+def _guarded(name: str) -> Command:
+    def run(options: argparse.Namespace) -> int:
+        from probes import commands  # torch and scikit-learn: not for --help
+
+        chosen: Command = getattr(commands, name)
+        try:
+            return chosen(options)
+        except ProbeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return status_of(error)
+
+    return run
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face model")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL with splits train and validation")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--concept", required=True, help="what a high score means, in a word")
+    parser.add_argument("--positive", required=True, help="what label 1 means")
+    parser.add_argument("--negative", required=True, help="what label 0 means")
+    parser.add_argument(
+        "--kind", action="append", choices=("logistic", "difference_of_means"), help="default: logistic"
+    )
+    parser.add_argument(
+        "--layers", type=_numbers, help="blocks to try, e.g. 3,4,5 (default: all but the last)"
+    )
+    parser.add_argument(
+        "--tokens", default="answer", choices=("answer", "last-prompt", "last-prompt+answer", "all")
+    )
+    parser.add_argument("--aggregation", default="mean", help="mean, max, last or ema:ALPHA (default: mean)")
+    parser.add_argument("--min-tokens", type=int, default=1, help="tokens before a live alert may latch")
+    parser.add_argument(
+        "--regularisation", type=_floats, default=(0.001, 0.03, 1.0), help="values of C to try"
+    )
+    _out(parser)
+
+
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("probe", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument(
+        "--benign", type=Path, required=True, help="JSONL of benign traffic, for the threshold"
+    )
+    parser.add_argument(
+        "--second", type=Path, required=True, help="another benign set, for the realised rate"
+    )
+    parser.add_argument(
+        "--fpr", type=float, default=0.01, help="share of benign traffic to flag (default: 0.01)"
+    )
+    parser.add_argument("--action", help="observe, alert, stop or steer:VECTOR (default: by concept)")
+    _out(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("probe", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="JSONL; split test is judged, train feeds text-only"
+    )
+    parser.add_argument("--min-auroc", type=float, help="exit with status 1 below it")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="write the artifact with these figures, and its card beside it"
+    )
+
+
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", type=Path, required=True, help="artifact to write (.safetensors)")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""What each command of `probes.cli` does. Each takes parsed options and returns the exit status."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import JsonValue
+
+from probes import artifact, calibration, controls, dataset, evaluation, hf, report, training
+from probes.dataset import Conversation
+from probes.errors import DataError, DatasetInvalid
+from probes.identity import check_binding, model_identity
+from probes.manifest import Aggregation, TokenMask, TrainingData
+from probes.probe import Probe, load
+from probes.training import Setting
+
+TOKENS: Final = {
+    "answer": TokenMask(),
+    "last-prompt": TokenMask(prompt="last_k", last_k=1, generated=False),
+    "last-prompt+answer": TokenMask(prompt="last_k", last_k=1),
+    "all": TokenMask(prompt="all"),
+}
+
+
+def train(options: argparse.Namespace) -> int:
+    """Fit, choose on validation, write an artifact without a threshold."""
+    chats = dataset.read(options.data)
+    fit, validation = (dataset.of_split(chats, split) for split in ("train", "validation"))
+    labels, held = dataset.labels(fit), dataset.labels(validation)
+    dataset.check_disjoint(train=fit, validation=validation)
+    rule = _aggregation(options.aggregation, options.min_tokens)
+    loaded = hf.load(options.model)
+    layers = options.layers or range(loaded.identity.n_layers - 1)
+    settings = [
+        Setting(kind, (layer,), TOKENS[options.tokens], TOKENS[options.tokens], rule, "running_sup", c)
+        for layer in layers
+        for kind in options.kind or ("logistic",)
+        for c in (options.regularisation if kind == "logistic" else (1.0,))
+    ]
+    found, judged = (
+        hf.activations(loaded, side, list(layers), prompt_tail=TOKENS[options.tokens].prompt_tail)
+        for side in (fit, validation)
+    )
+    described = {
+        "name": options.name,
+        "concept": options.concept,
+        "positive_label": options.positive,
+        "negative_label": options.negative,
+        "binding": loaded.identity.binding(),
+        "training": TrainingData(
+            digest=dataset.digest(fit),
+            split="train",
+            n_positive=sum(labels),
+            n_negative=len(labels) - sum(labels),
+            source=options.data.name,
+        ),
+    }
+    trials = training.sweep(found, labels, judged, settings, evaluation.auroc_of(held), described)
+    for trial in trials:
+        s = trial.setting
+        print(
+            f"layer {s.layers[0]:3d}  {s.kind:20s} C {s.regularisation:<8g} validation AUROC {trial.objective:.3f}"
+        )
+    best = training.best(trials)
+    written = best.probe.save(options.out).manifest
+    print(f"chosen: layer {written.layers[0]}, {written.kind}; {options.out} has no threshold: calibrate it")
+    return 0
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Threshold from one benign set, realised false positives on another, both into the manifest."""
+    probe = load(options.probe)
+    loaded = hf.load(options.model)
+    check_binding(probe.manifest, loaded.identity)
+    benign, second = (dataset.read(path) for path in (options.benign, options.second))
+    for path, side in ((options.benign, benign), (options.second, second)):
+        lies = sum(chat.label == 1 for chat in side)
+        if lies:
+            raise DatasetInvalid(
+                f"{path}: {lies} conversations have label 1; benign traffic must not hold the concept"
+            )
+    dataset.check_disjoint(benign=benign, second=second)
+    scores, others = (_scores(probe, loaded, side) for side in (benign, second))
+    revised = calibration.calibrated(
+        probe.manifest, scores, others, options.fpr, action=options.action, data_digest=dataset.digest(benign)
+    )
+    print(
+        report.benign_text(
+            replace(probe, manifest=revised).save(options.out, created_at=datetime.now(UTC)).manifest
+        )
+    )
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Figures on the test split, text-only beside them; status 1 below --min-auroc."""
+    probe = load(options.probe)
+    loaded = hf.load(options.model)
+    check_binding(probe.manifest, loaded.identity)
+    chats = dataset.read(options.data)
+    test = [chat for chat in chats if chat.split in ("test", None)]
+    fit = [chat for chat in chats if chat.split == "train"]
+    labels, groups = dataset.labels(test), dataset.groups(test)
+    others = {}
+    if fit:
+        dataset.check_disjoint(train=fit, test=test)
+        text = controls.text_only([c.text for c in fit], dataset.labels(fit), [c.text for c in test])
+        others["text only (TF-IDF)"] = text
+    judged = report.judge(options.data.name, _scores(probe, loaded, test), labels, groups, others)
+    figures: dict[str, JsonValue] = {**probe.manifest.metrics, "test": {"all": report.judged_json(judged)}}
+    print(
+        f"AUROC {judged.auroc}, recall at 1% FPR {judged.recall} ({judged.n_positive} / {judged.n_negative})"
+    )
+    for name, other in judged.others.items():
+        print(f"AUROC {other} {name}")
+    if options.out:
+        written = probe.save(options.out, metrics=figures)
+        options.out.with_suffix(".md").write_text(report.markdown(written.manifest), "utf-8")
+    return int(options.min_auroc is not None and not judged.auroc.value >= options.min_auroc)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """The manifest as JSON, or the report card."""
+    manifest, _ = artifact.read(options.probe)
+    print(manifest.model_dump_json(indent=2) if options.json else report.markdown(manifest), end="")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Format, digest and golden scores; with a model, the binding too. Faults raise."""
+    probe = load(options.probe)
+    checked = "format, digest, golden scores"
+    if options.model is not None:
+        check_binding(probe.manifest, model_identity(options.model))
+        checked += ", binding"
+    print(f"ok: {options.probe}: {probe.manifest.name} ({checked}; golden error {probe.selftest():.2g})")
+    return 0
+
+
+def _scores(probe: Probe, loaded: hf.LoadedModel, chats: Sequence[Conversation]) -> evaluation.Floats:
+    rule = probe.manifest
+    return evaluation.statistics(
+        probe, hf.activations(loaded, chats, rule.layers, prompt_tail=rule.token_mask.prompt_tail)
+    )
+
+
+def _aggregation(text: str, min_tokens: int) -> Aggregation:
+    method, _, alpha = text.partition(":")
+    try:
+        return Aggregation.model_validate(
+            {"method": method, "alpha": float(alpha) if alpha else None, "min_tokens": min_tokens}
+        )
+    except ValueError:
+        raise DataError(
+            f"aggregation {text!r} is unknown; give mean, max, last or ema:ALPHA (0 < ALPHA <= 1)"
+        ) from None

@@ -1,0 +1,23 @@
+"""What every test stands on: which tests need an engine, in what order they run, and nothing from outside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ENGINE_TESTS = Path(__file__).parent / "engine"
+
+# A test never asks the network for anything, and never inherits the configuration of whoever runs it.
+os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+for name in [name for name in os.environ if name.startswith("PROBEWATCH_")]:
+    del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies under tests/engine, and run it last: a broken unit shows before minutes pass."""
+    for item in items:
+        if item.path.is_relative_to(ENGINE_TESTS):
+            item.add_marker(pytest.mark.engine)
+    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
