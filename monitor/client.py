@@ -6,7 +6,8 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
+from requests import ConnectionError as NoConnection
+from requests import JSONDecodeError, RequestException, Response, Session, Timeout
 
 from monitor.errors import ConfigurationError, ServerError
 
@@ -39,7 +40,7 @@ class Server:
     ) -> None:
         self.url = base_url(url)
         self._timeout = timeout
-        self._api_key = api_key or os.environ.get(API_KEY_VARIABLE)
+        self.api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._admin_key = admin_key or os.environ.get(ADMIN_KEY_VARIABLE)
 
     def status(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Server:
             raise ServerError(self._without_plugin())
         body = _json(self._checked(reply))
         if not isinstance(body, list):
-            raise ServerError(f"{reply.url} answered a JSON {type(body).__name__}, not a list: is this a probewatch server?")
+            raise ServerError(f"{reply.url} answered no JSON list: is this a probewatch server?")
         return body
 
     def request(self, response_id: str) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Server:
 
     def metrics(self) -> str:
         """The text of ``GET /metrics``, vLLM's own families included."""
-        return self._checked(self._get("/metrics")).text
+        return str(self._checked(self._get("/metrics")).text)
 
     def models(self) -> list[dict[str, Any]]:
         """What ``GET /v1/models`` lists."""
@@ -78,32 +79,32 @@ class Server:
     def answers(self, path: str) -> bool:
         """Whether a GET of ``path`` answers 200."""
         try:
-            return self._get(path).status_code == 200
+            return bool(self._get(path).status_code == 200)
         except ServerError:
             return False
 
-    def _get(self, path: str) -> requests.Response:
+    def _get(self, path: str) -> Response:
         headers = {}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
         if self._admin_key:
             headers[ADMIN_HEADER] = self._admin_key
-        with requests.Session() as session:
+        with Session() as session:
             session.trust_env = not is_loopback(self.url)  # a proxy does not lead back to this machine
             try:
                 return session.get(self.url + path, headers=headers, timeout=self._timeout)
-            except requests.Timeout as error:
+            except Timeout as error:
                 raise ServerAway(
                     f"{self.url} did not answer {path} within {self._timeout:g} s; is the server overloaded?"
                 ) from error
-            except requests.ConnectionError as error:
+            except NoConnection as error:
                 raise ServerAway(
                     f"{self.url} cannot be reached ({_root(error)}); is the server up, and are host and port right?"
                 ) from error
-            except requests.RequestException as error:
+            except RequestException as error:
                 raise ServerError(f"{self.url} cannot be asked: {_one_line(error)}; check the URL") from error
 
-    def _checked(self, reply: requests.Response) -> requests.Response:
+    def _checked(self, reply: Response) -> Response:
         code = reply.status_code
         if code == 200:
             return reply
@@ -118,8 +119,10 @@ class Server:
     def _without_plugin(self) -> str:
         version = self._version()
         if version is None:
-            return f"{self.url} answers, but it is no vLLM server (no /v1/probewatch/status, no /version); check the URL"
-        command = f"probewatch serve {self._served_model()} --probe FILE --port {urlsplit(self.url).port or 80}"
+            return f"{self.url} answers, but it is no vLLM server (it has no /version); check the URL"
+        command = (
+            f"probewatch serve {self._served_model()} --probe FILE --port {urlsplit(self.url).port or 80}"
+        )
         return f"{self.url} is vLLM {version} without probewatch; start it with: {command}"
 
     def _version(self) -> str | None:
@@ -141,7 +144,11 @@ def base_url(url: str) -> str:
     """``http://HOST:PORT`` without a trailing slash or ``/v1``. Raises ``ConfigurationError`` if it is none."""
     parts = urlsplit(url.strip())
     try:
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:  # a port that is no number
         valid = False
     if not valid:
@@ -155,26 +162,26 @@ def is_loopback(url: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _json(reply: requests.Response) -> Any:
+def _json(reply: Response) -> Any:
     try:
         return reply.json()
-    except requests.JSONDecodeError as error:
+    except JSONDecodeError as error:
         raise ServerError(f"{reply.url} did not answer in JSON; is this a probewatch server?") from error
 
 
-def _object(reply: requests.Response) -> dict[str, Any]:
+def _object(reply: Response) -> dict[str, Any]:
     body = _json(reply)
     if not isinstance(body, dict):
-        raise ServerError(f"{reply.url} answered a JSON {type(body).__name__}, not an object: is this a probewatch server?")
+        raise ServerError(f"{reply.url} answered no JSON object: is this a probewatch server?")
     return body
 
 
-def _reason(reply: requests.Response) -> str:
+def _reason(reply: Response) -> str:
     """What the server says went wrong: FastAPI's ``detail`` or vLLM's ``error.message``."""
     try:
         body = reply.json()
         said = body["error"]["message"] if "error" in body else body["detail"]
-    except (requests.JSONDecodeError, KeyError, TypeError):
+    except (JSONDecodeError, KeyError, TypeError):
         said = reply.text or reply.reason
     return _one_line(said)
 

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     os.close(handle)
     os.environ[REFUSAL_FILE] = refusal
     sys.stdout.flush()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", args.model, *vllm_options]
+    command = [sys.executable, "-m", "monitor.seam.serve", "serve", args.model, *vllm_options]
     os.execv(sys.executable, command)
 
 

@@ -97,18 +97,26 @@ def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
 
 
 def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:
-    """A whole response; with several sequences the top level is the worst and ``choices`` lists them."""
+    """A whole response in detail; with several sequences the top level is the worst and ``choices`` lists them."""
+    return _with_choices(records, lambda record: detail(record, text_of))
+
+
+def reply(records: list[Record]) -> dict[str, Any]:
+    """A whole response as a client sees it: ``summary``, with ``choices`` where there are several sequences."""
+    return _with_choices(records, summary)
+
+
+def _with_choices(records: list[Record], show: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
+    shown = [show(record) for record in records]
     if len(records) == 1:
-        return detail(records[0], text_of)
-    first_worst = next(r for r in records if r.verdict == worst([r.verdict for r in records]))
+        return shown[0]
+    severest = worst([record.verdict for record in records])
+    top = next(one for record, one in zip(records, shown, strict=True) if record.verdict == severest)
     choices = [
-        {
-            "index": r.choice,
-            **{k: v for k, v in detail(r, text_of).items() if k in ("verdict", "probes", "coverage")},
-        }
-        for r in records
+        {"index": record.choice, **{key: one[key] for key in ("verdict", "probes", "coverage")}}
+        for record, one in zip(records, shown, strict=True)
     ]
-    return {**detail(first_worst, text_of), "choices": choices}
+    return {**top, "choices": choices}
 
 
 def _tokens(record: Record, probe: Any, states: FloatArray, text_of: TokenText) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,9 @@ _TAIL_BYTES: Final = 65536
 
 _INFO = re.compile(r"INFO [\d-]+ [\d:]+ \[[^\]]*\] (?P<message>.+)")
 _PREFIX = re.compile(r"^(\([^)]*\) )?((ERROR|CRITICAL|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
-_FAILURE = re.compile(r"^\s*(?P<error>[\w.]*(Error|Exception|Interrupt|Exit)\b: .+|error: .+|probewatch serve: .+)$")
+_FAILURE = re.compile(
+    r"^\s*(?P<error>[\w.]*(Error|Exception|Interrupt|Exit)\b: .+|error: .+|probewatch serve: .+)$"
+)
 _REFUSED = "probewatch: refused"
 _NOISE = ("non-default args", "Route: ", "with config: ")
 
@@ -68,7 +70,9 @@ def check_port(port: int) -> int:
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
-            raise ConfigurationError(f"--port {port} cannot be used ({error}); leave it out for a free one") from error
+            raise ConfigurationError(
+                f"--port {port} cannot be used ({error}); leave it out for a free one"
+            ) from error
     return port
 
 
@@ -87,10 +91,12 @@ class ChildServer:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=_death_with_parent(),
                 )
         except OSError as error:
-            raise ServerError(f"the server's log {log} cannot be written: {error}; choose another --keep-log") from error
+            raise ServerError(
+                f"the log {log} cannot be written: {error}; choose another --keep-log"
+            ) from error
 
     def wait_ready(self, progress: Callable[[float, str], None], stopping: Callable[[], bool]) -> bool:
         """Waits until the server answers; False if it was told to stop meanwhile. Raises if the server dies."""
@@ -110,19 +116,20 @@ class ChildServer:
         """Raises ``ServerError`` with the reason if the server has ended."""
         code = self._process.poll()
         if code is not None:
-            raise ServerError(f"the server ended with status {code}: {failure(self._tail())} [log: {self.log}]")
+            raise ServerError(
+                f"the server ended with status {code}: {failure(self._tail())} [log: {self.log}]"
+            )
 
     def stop(self) -> None:
-        """Ends the server and every process it started."""
-        group = self._process.pid
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.terminate()  # the API server ends its engine itself
+        """Ends the server and every process it started; at once if it is interrupted meanwhile."""
+        try:
+            self._process.terminate()  # the API server ends its engine itself; does nothing to a dead one
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-        self._process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def _tail(self) -> list[str]:
         with self.log.open("rb") as file:
@@ -153,7 +160,9 @@ def failure(lines: Sequence[str]) -> str:
     return next((line[:400] for line in reversed(plain) if line), "it wrote nothing")
 
 
-def _die_with_parent() -> None:
-    """Runs in the child: have the kernel end it even if this process is killed outright."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _death_with_parent() -> Callable[[], None] | None:
+    """What the child runs first: the kernel shall end it even if this process is killed outright (Linux)."""
+    if sys.platform != "linux":
+        return None
+    prctl, pr_set_pdeathsig = ctypes.CDLL(None).prctl, 1  # looked up before the fork
+    return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)

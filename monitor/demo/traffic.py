@@ -36,11 +36,11 @@ def questions(n: int, seed: int) -> Iterator[tuple[int, Case]]:
 class Interviewer:
     """Asks one question at a time; any number of threads may share it."""
 
-    def __init__(self, server: Server, model: str, probe: str, api_key: str | None) -> None:
+    def __init__(self, server: Server, model: str, probe: str) -> None:
         self._server = server
         self._model = model
         self._probe = probe
-        self._client = _client(server.url, api_key)
+        self._client = _client(server.url, server.api_key)
 
     def ask(self, number: int, case: Case) -> Answer:
         """The answer to a case with its verdict, and after a lie the private follow-up with its own."""
@@ -61,7 +61,9 @@ class Interviewer:
             )
         except APIError as error:
             reason = " ".join(str(error).split())[:300]
-            raise ServerError(f"{self._server.url} did not answer a question: {reason}; see the server's log") from error
+            raise ServerError(
+                f"{self._server.url} did not answer a question: {reason}; see the server's log"
+            ) from error
         return reply.id, reply.choices[0].message.content or ""
 
     def _judged(self, response_id: str) -> Verdict:
@@ -77,15 +79,16 @@ class Interviewer:
 
 def _client(url: str, api_key: str | None) -> OpenAI:
     try:
-        import httpx
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
     except ImportError as error:
-        raise ConfigurationError(f"the demo talks through the OpenAI client: {error}; pip install openai") from error
+        raise ConfigurationError(
+            f"the demo talks through the OpenAI client: {error}; pip install openai"
+        ) from error
     # Never a retry: the server judges and counts every attempt.
     return OpenAI(
         base_url=f"{url}/v1",
         api_key=api_key or "none",
         max_retries=0,
         timeout=REQUEST_SECONDS,
-        http_client=httpx.Client(trust_env=not is_loopback(url), timeout=REQUEST_SECONDS),
+        http_client=DefaultHttpxClient(trust_env=not is_loopback(url)),
     )

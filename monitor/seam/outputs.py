@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from monitor.attach import Plan
 from monitor.events import FloatArray
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.records import Record, summary
+from monitor.records import reply
 from monitor.seam.patching import wrap
 from monitor.seam.worker import CARRIER
 from monitor.wire import shares, unpack
@@ -47,17 +47,15 @@ class OutputTap:
             arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states))
         self.frontend.arrive(arrivals)
 
-    def settle(
-        self, request_ids: Iterable[str], request_states: dict[str, Any], reason: str
-    ) -> dict[str, Record]:
-        """Judges those of the given sequences that vLLM has let go of; records by response id."""
-        records = {}
-        for request_id in request_ids:
+    def settle(self, reasons: Mapping[str, str], request_states: dict[str, Any]) -> None:
+        """Judges those of the given sequences (with why they would have ended) that vLLM has let go of."""
+        for request_id, reason in reasons.items():
             if request_id in self.running and request_id not in request_states:
-                record = self.frontend.finish(self.running.pop(request_id), reason)
-                if record is not None:
-                    records[request_id] = record
-        return records
+                self.frontend.finish(self.running.pop(request_id), reason)
+
+    def lose_step(self) -> None:
+        """Forgets what is left of a step after an error: it must not be taken for the next one's."""
+        self._shares = iter(())
 
 
 def _pop_message(output: Any) -> dict[str, Any] | None:
@@ -99,17 +97,18 @@ def patch_output_processor(processor_class: type) -> None:
         tap: OutputTap | None = getattr(self, CARRIER, None)
         if tap is None:
             return original(self, engine_core_outputs, *args, **kwargs)
-        ids: list[str] = []
+        reasons: dict[str, str] = {}
         try:
-            ids = [output.request_id for output in engine_core_outputs]
+            # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
+            reasons = {o.request_id: str(o.finish_reason or "stop") for o in engine_core_outputs}
             tap.take(engine_core_outputs, self.request_states)
         except Exception as error:
             _guard(tap, error, engine_core_outputs)
         result = original(self, engine_core_outputs, *args, **kwargs)
         try:
-            records = tap.settle(ids, self.request_states, "finished")
-            if records and result.request_outputs:
-                _attach_offline(result.request_outputs, records)
+            tap.settle(reasons, self.request_states)
+            for request_output in result.request_outputs:
+                _attach_offline(request_output, tap.frontend)
         except Exception as error:
             _guard(tap, error, ())
         return result
@@ -119,7 +118,7 @@ def patch_output_processor(processor_class: type) -> None:
         tap: OutputTap | None = getattr(self, CARRIER, None)
         if tap is not None:
             try:
-                tap.settle(list(aborted), self.request_states, "aborted")
+                tap.settle(dict.fromkeys(aborted, "abort"), self.request_states)
             except Exception as error:
                 _guard(tap, error, ())
         return aborted
@@ -132,16 +131,14 @@ def _guard(tap: OutputTap, error: Exception, outputs: Iterable[Any]) -> None:
     if tap.frontend.last_error is None:
         logger.exception("probewatch: accounting failed for a step; see probewatch_errors_total")
     tap.frontend.error("frontend", error)
+    tap.lose_step()
     for output in outputs:  # our cargo must not reach a client, whatever went wrong
         _pop_message(output)
 
 
-def _attach_offline(request_outputs: Iterable[Any], records: dict[str, Record]) -> None:
+def _attach_offline(request_output: Any, frontend: Frontend) -> None:
     """``LLM.generate`` and ``LLM.chat``: the verdict rides on the ``RequestOutput``."""
-    by_response: dict[str, list[Record]] = {}
-    for record in records.values():
-        by_response.setdefault(record.response_id, []).append(record)
-    for request_output in request_outputs:
-        found = by_response.get(split_external_id(str(request_output.request_id))[0])
-        if found and request_output.finished:
-            request_output.probewatch = summary(found[0])
+    if request_output.finished:
+        records = frontend.recent.of(split_external_id(str(request_output.request_id))[0])
+        if records:
+            request_output.probewatch = reply(records)

@@ -1,0 +1,1 @@
+"""What the monitor costs, measured against stock compiled vLLM. ``make bench``."""
