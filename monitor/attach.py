@@ -31,11 +31,12 @@ class Plan:
 
     def bank(self, d_model: int, n_layers: int) -> ProbeBank:
         """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""
-        wanted = set(self.tap_layers).union(*(probe.manifest.layers for probe in self.probes))
-        layers = tuple(sorted(wanted))
+        readers = {layer: f"probe {p.manifest.name!r}" for p in self.probes for layer in p.manifest.layers}
+        layers = tuple(sorted({*self.tap_layers, *readers}))
         if layers and layers[-1] >= n_layers:
+            asked = readers.get(layers[-1], "PROBEWATCH_TAP_LAYERS")
             raise AttachError(
-                f"layer {layers[-1]} cannot be tapped; this model has layers 0 to {n_layers - 1}"
+                f"{asked} asks for layer {layers[-1]}; this model has layers 0 to {n_layers - 1}: choose among them"
             )
         for probe in self.probes:
             if probe.manifest.d_model != d_model:

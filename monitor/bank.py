@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,12 +28,25 @@ class Seat:
     """Set when the state is one affine number: then it is the columns' sum over layers plus this."""
 
 
+@dataclass(frozen=True)
+class _AffineGroup:
+    """Affine probes that read the same layers: their states are one sum over those layers.
+
+    Other layers stay out of the sum: 0 times a NaN there would unscore a probe that does not read it.
+    """
+
+    layer_rows: tuple[int, ...]
+    columns: npt.NDArray[np.intp]
+    states: npt.NDArray[np.intp]
+    bias: FloatArray
+
+
 class ProbeBank:
     """Probes laid out for ``residual [n, d] @ weights[l] [d, C]`` at every tapped layer ``l``.
 
     A probe's columns are zero at layers it does not read. Where a probe's state is a single affine number
     (logistic, difference of means, projection ...), its per-layer factors are folded into the columns, so the
-    states of all such probes are one sum over layers; the others go through the probe library.
+    states of all such probes are sums over layers; the others go through the probe library.
     """
 
     def __init__(self, probes: Sequence[Probe], layers: Sequence[int], d_model: int, capacity: int) -> None:
@@ -52,10 +66,7 @@ class ProbeBank:
             column, state = seat.columns.stop, seat.states.stop
         self.seats = tuple(seats)
         self.state_columns = state
-        affine = [seat for seat in seats if seat.bias is not None]
-        self._affine_columns = np.array([seat.columns.start for seat in affine], np.intp)
-        self._affine_states = np.array([seat.states.start for seat in affine], np.intp)
-        self._affine_bias = np.array([seat.bias for seat in affine], np.float32)
+        self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
 
     def _seat(self, probe: Probe, column: int, state: int) -> Seat:
@@ -72,9 +83,12 @@ class ProbeBank:
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
         states = np.empty((projections.shape[1], self.state_columns), np.float32)
-        if len(self._affine_states):
-            summed = projections.sum(axis=0)  # [T, C]
-            states[:, self._affine_states] = summed[:, self._affine_columns] + self._affine_bias
+        for group in self._affine:
+            first, *others = group.layer_rows
+            summed = projections[first][:, group.columns]  # [T, probes of the group]
+            for row in others:
+                summed = summed + projections[row][:, group.columns]
+            states[:, group.states] = summed + group.bias
         for seat in self._other:
             rows = list(seat.layer_rows)
             own = torch.from_numpy(
@@ -83,6 +97,22 @@ class ProbeBank:
             norms = None if squared_norms is None else torch.from_numpy(squared_norms[rows].T)
             states[:, seat.states] = seat.probe.state_from_projections(own, norms).numpy()
         return states
+
+
+def _groups(seats: Sequence[Seat]) -> list[_AffineGroup]:
+    by_layers: dict[tuple[int, ...], list[Seat]] = {}
+    for seat in seats:
+        if seat.bias is not None:
+            by_layers.setdefault(seat.layer_rows, []).append(seat)
+    return [
+        _AffineGroup(
+            rows,
+            np.array([seat.columns.start for seat in group], np.intp),
+            np.array([seat.states.start for seat in group], np.intp),
+            np.array([seat.bias for seat in group], np.float32),
+        )
+        for rows, group in by_layers.items()
+    ]
 
 
 def _affine_form(probe: Probe, layers: int, columns: int) -> tuple[Tensor, float] | None:

@@ -19,7 +19,7 @@ PREFIX = "PROBEWATCH_"
 class Settings(BaseSettings):
     """Settings of one server. Lists are comma-separated in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     probes: Annotated[tuple[Path, ...], NoDecode] = ()
     """Artifacts that score: probes, and steering vectors attached as scorers."""
@@ -59,6 +59,13 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("admin_key", "webhook_secret")
+    @classmethod
+    def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value():
+            raise ValueError("a key must not be empty; leave the setting out instead")
+        return value
+
     @field_validator("tap_layers")
     @classmethod
     def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -76,7 +83,7 @@ def load_settings() -> Settings:
     if path := os.environ.get(PREFIX + "CONFIG"):
         try:
             loaded = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigurationError(
                 f"{PREFIX}CONFIG={path} cannot be read: {reason}; name a YAML file"
@@ -85,10 +92,17 @@ def load_settings() -> Settings:
             raise ConfigurationError(
                 f"{PREFIX}CONFIG={path} holds {type(loaded).__name__}; it must be a mapping"
             )
-        values = {k: v for k, v in loaded.items() if PREFIX + str(k).upper() not in os.environ}
+        if unknown := [key for key in loaded if key not in Settings.model_fields]:
+            raise ConfigurationError(
+                f"{PREFIX}{str(unknown[0]).upper()} is no setting (key {unknown[0]!r} in {PREFIX}CONFIG={path}); "
+                f"known keys: {', '.join(Settings.model_fields)}"
+            )
+        values = {k: v for k, v in loaded.items() if not os.environ.get(PREFIX + k.upper())}
     try:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise ConfigurationError(f"{name}={first.get('input')!r}: {first['msg']}") from error
+        secret = name in (PREFIX + "ADMIN_KEY", PREFIX + "WEBHOOK_SECRET")
+        found = "(not shown)" if secret else repr(first.get("input"))
+        raise ConfigurationError(f"{name}={found}: {first['msg']}") from None

@@ -4,6 +4,11 @@
 class MonitorError(Exception):
     """Base of every error the monitor raises on purpose."""
 
+    def __str__(self) -> str:
+        # A message may quote a path or a name from outside: it stays one line and cannot drive a terminal.
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class ConfigurationError(MonitorError):
     """A setting is missing, malformed or contradicts another."""

@@ -138,9 +138,7 @@ class Frontend:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""
         if not running.fed:
             return None
-        states = np.frombuffer(bytes(running.states), np.float32).reshape(
-            running.fed, self.bank.state_columns
-        )
+        states = np.frombuffer(running.states, np.float32).reshape(running.fed, self.bank.state_columns)
         verdicts = {
             seat.probe.manifest.name: judge(seat.probe, states[:, seat.states], running.prompt_tokens)
             for seat in self.bank.seats

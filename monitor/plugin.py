@@ -42,4 +42,4 @@ def endpoint_plugin() -> Any:
     """``vllm.endpoint_plugins``: called in API servers whose VLLM_PLUGINS names ``probewatch``."""
     from monitor.seam.endpoint import ProbewatchEndpoint
 
-    return ProbewatchEndpoint()
+    return ProbewatchEndpoint(is_configured())

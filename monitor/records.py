@@ -120,7 +120,7 @@ def _with_choices(records: list[Record], show: Callable[[Record], dict[str, Any]
 
 
 def _tokens(record: Record, probe: Any, states: FloatArray, text_of: TokenText) -> Iterator[dict[str, Any]]:
-    scores = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states))).numpy()
+    scores = probe.token_scores(torch.from_numpy(np.array(states))).numpy()
     why = reasons(states).max(axis=1) if states.shape[1] else np.empty(len(states), np.int64)
     inside = mask(np.arange(len(states)), record.prompt_tokens, probe.manifest.token_mask)
     total = len(record.token_ids) if record.token_ids is not None else len(states) + 1

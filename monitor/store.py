@@ -28,6 +28,7 @@ class ScoreStore:
             )
         self.rows: FloatArray = np.empty((slots, columns), np.float32)
         fill(self.rows, Reason.BEFORE_ATTACH)
+        self._written = False
 
     @property
     def mib(self) -> float:
@@ -37,6 +38,13 @@ class ScoreStore:
     def write(self, slots: IntArray, states: FloatArray) -> None:
         """Stores ``states [n, K]`` at ``slots [n]``."""
         self.rows[slots] = states
+        self._written = True
+
+    def forget(self) -> None:
+        """After a step that could not be filed: no slot may keep what an earlier owner left there."""
+        if self._written:
+            fill(self.rows, Reason.NOT_DELIVERED)
+            self._written = False
 
     def read(self, slots: IntArray) -> FloatArray:
         """Rows ``[n, K]`` at ``slots [n]``, copied."""

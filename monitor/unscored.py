@@ -21,11 +21,9 @@ class Reason(IntEnum):
     """Why a token has no score. The lower-case name is the ``reason`` label of the metric."""
 
     NON_FINITE = 0  # the hardware's own NaN carries payload 0
-    NOT_COMPUTED = 1
-    BEFORE_ATTACH = 2
-    TAP_SILENT = 3
-    NOT_DELIVERED = 4
-    MONITOR_ERROR = 5
+    BEFORE_ATTACH = 1
+    TAP_SILENT = 2
+    NOT_DELIVERED = 3
 
     @property
     def label(self) -> str:
@@ -41,6 +39,21 @@ def nan_for(reason: Reason) -> np.float32:
 def fill(array: FloatArray, reason: Reason) -> None:
     """Marks every entry of a contiguous array as unscored."""
     array.view(np.uint32)[...] = _QUIET_NAN | int(reason)
+
+
+def explain(states: FloatArray, projections: FloatArray) -> None:
+    """Gives every state that is not finite its reason, in place.
+
+    ``states [T, K]`` come from ``projections [L, T, C]``, where a row that no tap wrote still holds the mark
+    of ``TAP_SILENT``.
+    """
+    bad = ~np.isfinite(states)
+    if not bad.any():
+        return
+    silent = (projections.view(np.uint32) == (_QUIET_NAN | Reason.TAP_SILENT)).any(axis=(0, 2))  # [T]
+    bits = states.view(np.uint32)
+    bits[bad] = _QUIET_NAN | Reason.NON_FINITE
+    bits[bad & silent[:, None]] = _QUIET_NAN | Reason.TAP_SILENT
 
 
 def reasons(states: FloatArray) -> npt.NDArray[np.int64]:

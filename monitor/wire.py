@@ -39,6 +39,8 @@ def unpack(message: dict[str, Any]) -> StepScores:
         )
     counts = np.frombuffer(message["counts"], np.int64)
     starts = np.frombuffer(message["starts"], np.int64)
+    if len(starts) != len(counts):
+        raise ValueError(f"{len(starts)} starts for {len(counts)} counts; the message is damaged")
     states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
     return StepScores(counts, starts, states, float(message["host_seconds"]), int(message["errors"]))
 

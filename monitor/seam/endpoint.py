@@ -7,7 +7,6 @@ from typing import Any
 from monitor.config import load_settings
 from monitor.errors import AttachError
 from monitor.http import HttpState, make_router
-from monitor.plugin import is_configured
 from monitor.seam.engine import accept_report, vllm_version
 from monitor.seam.worker import CARRIER
 
@@ -18,12 +17,13 @@ class ProbewatchEndpoint:
     name = "probewatch"
     required_tasks = ("generate",)
 
-    def __init__(self) -> None:
+    def __init__(self, configured: bool) -> None:
+        self._configured = configured
         self._state: HttpState | None = None
 
     def attach_router(self, app: Any) -> None:
         """Adds the routes; nothing at all unless the monitor is configured."""
-        if is_configured():
+        if self._configured:
             app.include_router(make_router(self._ready))
 
     def _ready(self) -> HttpState:
@@ -33,7 +33,7 @@ class ProbewatchEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Runs before the server listens. An error here keeps it from starting."""
-        if not is_configured():
+        if not self._configured:
             return
         tap = getattr(getattr(engine_client, "output_processor", None), CARRIER, None)
         if tap is None:

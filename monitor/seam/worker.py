@@ -24,6 +24,7 @@ from monitor.seam.tap import SCHEMA, TapBuffers, define_operation, install
 from monitor.seam.view_v1 import full_attention_group, step_view
 from monitor.slices import assemble, due
 from monitor.store import ScoreStore
+from monitor.unscored import explain
 
 logger = logging.getLogger("probewatch")
 
@@ -176,7 +177,9 @@ class WorkerMonitor:
             raise TapError(
                 f"the batch holds {view.rows} rows, the scheduler sent {rows}; this vLLM is not understood"
             )
-        states = self.bank.states(*self.buffers.read(rows))
+        projections, squared_norms = self.buffers.read(rows)
+        states = self.bank.states(projections, squared_norms)
+        explain(states, projections)
         self.buffers.silence(rows)
         self.store.write(view.slots, states)
         history = {r: self.store.read(slots) for r, slots in view.history.items()}
@@ -203,6 +206,9 @@ class WorkerMonitor:
     def guard(self, error: Exception) -> None:
         """An error of ours never fails a user's request: logged once, counted, reported by ``report``."""
         self._forwarded = None
+        if self.store is not None:
+            self.store.forget()
+        self.buffers.silence(self.buffers.scores.shape[1])
         self._errors += 1
         self._new_errors += 1
         self._last_error = f"worker: {type(error).__name__}: {error}"

@@ -64,7 +64,13 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     def run(model: Path, probes: list[Path], phases: list[dict[str, Any]], **job: Any) -> Finished:
         folder = tmp_path_factory.mktemp("engine")
         engine = {**ENGINE, **job.pop("engine", {})}
-        described = {"model": str(model), "probes": list(map(str, probes)), "phases": phases, "engine": engine, **job}
+        described = {
+            "model": str(model),
+            "probes": list(map(str, probes)),
+            "phases": phases,
+            "engine": engine,
+            **job,
+        }
         (folder / "job.json").write_text(json.dumps(described))
         script = str(Path(__file__).with_name("engine_process.py"))
         done = subprocess.run(

@@ -68,7 +68,9 @@ def run(job: dict[str, Any], out: Path) -> None:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         result["phases"].append(_phase(llm, outputs, out / f"phase_{index}.npz"))
     worker_class = type(llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker)
-    wrapped = {name for name in dir(worker_class) if hasattr(getattr(worker_class, name), "__probewatch_original__")}
+    wrapped = {
+        name for name in dir(worker_class) if hasattr(getattr(worker_class, name), "__probewatch_original__")
+    }
     result["wrapped"] = sorted(wrapped)
     (out / "result.json").write_text(json.dumps(result))
 

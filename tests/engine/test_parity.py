@@ -80,7 +80,9 @@ def test_coverage_reconciles_with_vllms_own_counters(finished: Finished, phase: 
         assert (unscored == 0) is (phase == 0)
 
 
-def test_an_error_in_the_monitor_fails_no_request_and_is_counted(finished: Finished, subject: Subject) -> None:
+def test_an_error_in_the_monitor_fails_no_request_and_is_counted(
+    finished: Finished, subject: Subject
+) -> None:
     sabotaged = finished.phase(1)
     wanted = mixed(40, seed=2)["max_tokens"]
     assert [len(output["tokens"]) for output in sabotaged["outputs"]] == wanted

@@ -1,0 +1,70 @@
+"""Step scores as plain bytes: what is packed for some requests is what is unpacked, in that order."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.events import StepScores
+from monitor.unscored import Reason, nan_for, reasons
+from monitor.wire import VERSION, pack, shares, unpack
+from tests.unit.monitor_fakes import ints
+
+
+def step_of(*counts: int, columns: int = 2) -> StepScores:
+    """Every request's states tell whose they are: request index in the hundreds, then a running number."""
+    rows = [[100 * r + i + c / 8 for c in range(columns)] for r, n in enumerate(counts) for i in range(n)]
+    states = np.array(rows, np.float32).reshape(sum(counts), columns)
+    return StepScores(ints(*counts), ints(*(7 * r for r in range(len(counts)))), states, 0.25)
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=8), st.integers(0, 3), st.randoms(use_true_random=False)
+)
+@settings(max_examples=80, deadline=None)
+def test_any_share_of_a_step_comes_back_in_the_order_asked_for(
+    counts: list[int], columns: int, rng: object
+) -> None:
+    step = step_of(*counts, columns=columns)
+    order = list(range(len(counts)))
+    rng.shuffle(order)  # type: ignore[attr-defined]
+    chosen = order[: rng.randint(1, len(order))]  # type: ignore[attr-defined]
+    found = unpack(pack(step, ints(*chosen)))
+    assert found.host_seconds == 0.25
+    whole = list(shares(step))
+    for row, (start, states) in zip(chosen, shares(found), strict=True):
+        assert start == 7 * row
+        np.testing.assert_array_equal(states, whole[row][1])
+        assert len(states) == counts[row]
+
+
+def test_reasons_survive_the_wire() -> None:
+    states = np.array([[1.0], [nan_for(Reason.BEFORE_ATTACH)], [nan_for(Reason.TAP_SILENT)]], np.float32)
+    found = unpack(pack(StepScores(ints(1, 2), ints(0, 4), states, 0.0), ints(1, 0)))
+    assert reasons(found.states)[:, 0].tolist() == [Reason.BEFORE_ATTACH, Reason.TAP_SILENT, -1]
+
+
+def test_a_message_is_plain_bytes_and_numbers() -> None:
+    message = pack(step_of(2, 1), ints(1))
+    assert {type(entry) for entry in message.values()} <= {bytes, int, float}
+    assert not any(
+        bytes(entry).startswith(pickle.PROTO) for entry in message.values() if isinstance(entry, bytes)
+    )
+
+
+def test_another_version_is_refused_in_one_line() -> None:
+    message = {**pack(step_of(1), ints(0)), "version": VERSION + 1}
+    with pytest.raises(ValueError, match=rf"^[^\n]*version {VERSION + 1}, expected {VERSION}[^\n]*$"):
+        unpack(message)
+
+
+@pytest.mark.parametrize("part", ["counts", "starts", "states"])
+def test_a_shortened_message_is_refused(part: str) -> None:
+    message = pack(step_of(2, 1), ints(0, 1))
+    message[part] = message[part][:-8]
+    with pytest.raises(ValueError):
+        unpack(message)
