@@ -14,6 +14,9 @@ from monitor.errors import AttachError
 from monitor.events import FloatArray
 from probes import Probe
 
+LARGEST_BIAS = 2.0**16
+"""Beyond it, float32 can no longer tell the factors of an affine state from its bias."""
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -126,7 +129,9 @@ def _affine_form(probe: Probe, layers: int, columns: int) -> tuple[Tensor, float
     bias, factors = float(state[0, 0]), state[1:, 0] - state[0, 0]
     trial = torch.randn(32, layers, 1, generator=torch.Generator().manual_seed(0)) * 10
     expected = (trial[:, :, 0] * factors).sum(1) + bias
-    if not torch.allclose(probe.state_from_projections(trial)[:, 0], expected, rtol=1e-4, atol=1e-4):
+    if abs(bias) > LARGEST_BIAS or not torch.allclose(
+        probe.state_from_projections(trial)[:, 0], expected, rtol=1e-4, atol=1e-4
+    ):
         return None
     return factors, bias
 

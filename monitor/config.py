@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value():
             raise ValueError("a key must not be empty; leave the setting out instead")
+        if value is not None and not value.get_secret_value().isascii():
+            raise ValueError("a key must be ASCII: it travels in an HTTP header")
         return value
 
     @field_validator("tap_layers")

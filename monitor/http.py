@@ -75,7 +75,7 @@ def make_router(state: Callable[[], HttpState]) -> APIRouter:
     @router.get("/requests/{response_id}", dependencies=[Depends(evidence_allowed)])
     async def one(response_id: str, choice: int | None = None) -> dict[str, Any]:
         current = state()
-        records = current.frontend.recent.of(response_id)
+        records = current.frontend.recent.worst_of(response_id)
         if choice is not None:
             records = [record for record in records if record.choice == choice]
         if not records:

@@ -146,31 +146,59 @@ def _number(value: float | None) -> float | None:
 
 
 class RecentRecords:
-    """The last ``limit`` responses, by response id; the oldest is dropped whole."""
+    """The last ``limit`` responses; the oldest is dropped whole.
+
+    A response id may come from the client (``X-Request-Id``), so it may come again: then the earlier answer is kept
+    beside the later one, for nobody shall erase a flag by asking something harmless under the same id.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._records: OrderedDict[str, dict[int, Record]] = OrderedDict()
+        self._responses: OrderedDict[int, dict[int, Record]] = OrderedDict()
+        self._serials: dict[str, list[int]] = {}
+        self._next = 0
 
     def add(self, record: Record) -> None:
-        """Remembers a sequence; the sequences of one response are kept together."""
-        self._records.setdefault(record.response_id, {})[record.choice] = record
-        self._records.move_to_end(record.response_id)
-        while len(self._records) > self._limit:
-            self._records.popitem(last=False)
+        """Remembers a sequence; the sequences of one response are kept together, by choice."""
+        serials = self._serials.setdefault(record.response_id, [])
+        if not serials or record.choice in self._responses[serials[-1]]:
+            serials.append(self._next)
+            self._responses[self._next] = {}
+            self._next += 1
+        self._responses[serials[-1]][record.choice] = record
+        self._responses.move_to_end(serials[-1])
+        if len(self._responses) > self._limit:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        serial, choices = self._responses.popitem(last=False)
+        response_id = next(iter(choices.values())).response_id
+        self._serials[response_id].remove(serial)
+        if not self._serials[response_id]:
+            del self._serials[response_id]
 
     def of(self, response_id: str) -> list[Record]:
-        """The sequences of a response by choice; empty if unknown or forgotten."""
-        return [record for _, record in sorted(self._records.get(response_id, {}).items())]
+        """The sequences of the latest response of that id, by choice; empty if unknown or forgotten."""
+        serials = self._serials.get(response_id)
+        return self._by_choice(serials[-1]) if serials else []
+
+    def worst_of(self, response_id: str) -> list[Record]:
+        """As ``of``; where the id came several times, the response with the worst verdict, the latest of those."""
+        found = [self._by_choice(serial) for serial in reversed(self._serials.get(response_id, []))]
+        severest = worst([record.verdict for records in found for record in records])
+        return next((records for records in found if severest in [r.verdict for r in records]), [])
 
     def newest(self, limit: int) -> list[Record]:
         """At most ``limit`` sequences, newest first."""
         found: list[Record] = []
-        for choices in reversed(self._records.values()):
-            found.extend(record for _, record in sorted(choices.items()))
+        for serial in reversed(self._responses):
+            found.extend(self._by_choice(serial))
             if len(found) >= limit:
                 break
         return found[:limit]
 
+    def _by_choice(self, serial: int) -> list[Record]:
+        return [record for _, record in sorted(self._responses[serial].items())]
+
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._responses)

@@ -203,12 +203,15 @@ class WorkerMonitor:
         setattr(output, CARRIER, StepScores(counts, starts, states, seconds, self._new_errors))
         self._new_errors = 0
 
-    def guard(self, error: Exception) -> None:
-        """An error of ours never fails a user's request: logged once, counted, reported by ``report``."""
-        self._forwarded = None
+    def lose_step(self) -> None:
+        """After a forward pass that could not be read: nothing of an earlier one may be taken for it."""
         if self.store is not None:
             self.store.forget()
         self.buffers.silence(self.buffers.scores.shape[1])
+
+    def guard(self, error: Exception) -> None:
+        """An error of ours never fails a user's request: logged once, counted, reported by ``report``."""
+        self._forwarded = None
         self._errors += 1
         self._new_errors += 1
         self._last_error = f"worker: {type(error).__name__}: {error}"
@@ -255,6 +258,7 @@ def patch_worker(worker_class: type, plan: Plan) -> None:
             try:
                 monitor.after_forward(self.model_runner, scheduler_output)
             except Exception as error:
+                monitor.lose_step()
                 monitor.guard(error)
         return result
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from monitor.bank import ProbeBank
 from monitor.errors import AttachError
 from monitor.events import FloatArray
+from monitor.unscored import Reason, explain, nan_for, reasons
 from probes import Probe, kinds
 from tests.unit.monitor_fakes import make_probe
 
@@ -167,8 +168,6 @@ def test_a_layer_that_a_probe_does_not_read_cannot_unscore_it(kind: str, scoring
 
 
 def test_a_silent_tap_says_so_in_the_states_of_every_kind() -> None:
-    from monitor.unscored import Reason, nan_for, reasons
-
     probes = [
         make_probe(f"p{i}", kind=kind, scoring=scoring, layers=(0, 1), d_model=D)
         for i, (kind, scoring) in enumerate(KINDS)
@@ -176,7 +175,9 @@ def test_a_silent_tap_says_so_in_the_states_of_every_kind() -> None:
     bank = ProbeBank(probes, [0, 1], D, 1)
     projections, norms = tapped(bank, torch.ones(2, 4, D))
     projections[1, 2] = nan_for(Reason.TAP_SILENT)
-    found = reasons(bank.states(projections, norms))
+    states = bank.states(projections, norms)
+    explain(states, projections)
+    found = reasons(states)
     assert (found[2] == Reason.TAP_SILENT).all()
     assert (np.delete(found, 2, axis=0) == -1).all()
 

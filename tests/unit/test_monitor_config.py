@@ -144,7 +144,7 @@ def test_a_wrong_value_is_refused_naming_variable_and_value(
 
 def test_an_unknown_yaml_key_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_yaml(monkeypatch, tmp_path, "tresholds: 3\n")
-    refusal("PROBEWATCH_TRESHOLDS", "3")
+    refusal("PROBEWATCH_TRESHOLDS", "tap_layers")  # the known ones are listed
 
 
 def test_an_unknown_yaml_key_is_refused_also_if_the_environment_has_it(
@@ -202,6 +202,22 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch, name
     """``docker compose`` passes unset variables as empty ones; an empty key must open nothing."""
     monkeypatch.setenv(f"PROBEWATCH_{name}", "")
     assert getattr(load_settings(), name.lower()) is None
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_empty_key_in_yaml_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """An empty header would equal it."""
+    use_yaml(monkeypatch, tmp_path, f"{name.lower()}: ''\n")
+    refusal(f"PROBEWATCH_{name}", "empty")
+
+
+def test_an_empty_variable_does_not_hide_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_yaml(monkeypatch, tmp_path, "expose: scores\nadmin_key: k\n")
+    monkeypatch.setenv("PROBEWATCH_EXPOSE", "")
+    monkeypatch.setenv("PROBEWATCH_ADMIN_KEY", "")
+    found = load_settings()
+    assert found.expose == "scores"
+    assert found.admin_key is not None
 
 
 def test_settings_cannot_be_changed_after_the_start() -> None:

@@ -65,3 +65,16 @@ def test_a_store_beyond_the_limit_is_refused_with_the_setting_to_raise() -> None
     with pytest.raises(AttachError, match=r"^[^\n]*16 MiB[^\n]*PROBEWATCH_SCORE_STORE_MIB=15[^\n]*$"):
         ScoreStore(2**20, 4, 15)
     assert ScoreStore(2**18, 4, 4).mib == 4
+
+
+def test_a_store_that_forgets_keeps_no_score_and_can_be_written_again() -> None:
+    store = ScoreStore(4, 1, 1)
+    store.forget()
+    assert (reasons(store.read(ints(0, 3))) == Reason.BEFORE_ATTACH).all()
+    store.write(ints(1, 2), np.array([[1], [2]], np.float32))
+    store.forget()
+    assert (reasons(store.read(ints(0, 1, 2, 3))) == Reason.NOT_DELIVERED).all()
+    store.write(ints(2), np.array([[5]], np.float32))
+    assert np.isfinite(store.read(ints(0, 1, 2, 3))[:, 0]).tolist() == [False, False, True, False]
+    store.forget()
+    assert not np.isfinite(store.read(ints(2))).any()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monitor.seam.tap import TapBuffers
-from monitor.unscored import Reason, fill, nan_for, reasons
+from monitor.unscored import Reason, explain, fill, nan_for, reasons
 
 SCORES = np.array([0.0, -0.0, 1.5, -3e38, 1e-45], np.float32)
 
@@ -76,3 +76,17 @@ def test_a_silenced_tap_says_so_after_the_trip_through_torch() -> None:
     assert (reasons(scores[0]) == -1).all()
     assert (reasons(scores[1]) == Reason.TAP_SILENT).all()
     assert buffers.silent_layers(3) == [1]
+
+
+def test_states_that_arithmetic_made_nan_get_their_reason_back() -> None:
+    projections = np.ones((2, 4, 3), np.float32)
+    projections[1, 2, :] = nan_for(Reason.TAP_SILENT)
+    projections[0, 3, 0] = np.nan
+    states = np.ones((4, 2), np.float32)
+    states[1, 1] = -np.inf
+    states[2] = np.array(0x7FFFFFFF, np.uint32).view(np.float32)  # as arithmetic on another machine leaves it
+    states[3, 0] = nan_for(Reason.NOT_DELIVERED)
+    explain(states, projections)
+    silent, bad = int(Reason.TAP_SILENT), int(Reason.NON_FINITE)
+    assert reasons(states).tolist() == [[-1, -1], [-1, bad], [silent, silent], [bad, -1]]
+    assert states[0].tolist() == [1, 1]

@@ -65,6 +65,7 @@ def run(
     try:
         monitor.after_forward(runner, scheduled)
     except AttributeError as error:
+        monitor.lose_step()
         monitor.guard(error)
     monitor.after_sampling(output)
     found: StepScores | None = getattr(output, CARRIER, None)
