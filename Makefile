@@ -28,7 +28,7 @@ bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
 
 organism: setup  ## train the model that lies, from scratch, on CPU
-	@$(PYTHON_ENV)/python -m probes.organism $(ORGANISM_ARGS)
+	@OMP_WAIT_POLICY=PASSIVE $(PYTHON_ENV)/python -m probes.organism $(ORGANISM_ARGS)
 
 probes: setup  ## train, calibrate and report the shipped probes again
 	@$(PYTHON_ENV)/python -m probes.shipping $(PROBES_ARGS)

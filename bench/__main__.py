@@ -62,8 +62,14 @@ def running(args: argparse.Namespace, folder: Path) -> Iterator[list[Arm]]:
     with args.log.open("w") as log:
         try:
             for name in ARMS:
+                # The arms differ by what is set here and by nothing that the caller's shell happens to hold.
+                inherited = {
+                    k: v
+                    for k, v in os.environ.items()
+                    if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
+                }
                 environment = {
-                    **os.environ,
+                    **inherited,
                     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                     "VLLM_USE_AOT_COMPILE": "0",
                     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -89,12 +95,21 @@ def running(args: argparse.Namespace, folder: Path) -> Iterator[list[Arm]]:
                 arm.process.wait()
 
 
+def check_arm(name: str, coverage: float | None) -> None:
+    """Ends the benchmark unless the monitored arm scored every token and the stock arms none."""
+    if coverage != (1.0 if name == "monitored" else None):
+        raise SystemExit(
+            f"the {name!r} arm has coverage {coverage}; the benchmark would compare the wrong things"
+        )
+
+
 def measure(arms: list[Arm], rounds: int) -> None:
     """Warms every arm up, then runs paired rounds in rotating order."""
     for number in range(-1, rounds):
         for arm in arms[number % 3 :] + arms[: number % 3]:
             arm.send(str(1000 + number))
             result = arm.answer()
+            check_arm(arm.name, result.pop("coverage"))
             if number >= 0:
                 arm.rounds.append(result)
         if number >= 0:

@@ -14,7 +14,7 @@ import numpy as np
 from bench.model import VOCABULARY
 
 
-def _round(llm: Any, seed: int, requests: int, tokens_in: int, tokens_out: int) -> dict[str, float]:
+def _round(llm: Any, seed: int, requests: int, tokens_in: int, tokens_out: int) -> dict[str, float | None]:
     from vllm import SamplingParams
 
     rng = np.random.default_rng(seed)
@@ -33,7 +33,14 @@ def _round(llm: Any, seed: int, requests: int, tokens_in: int, tokens_out: int) 
     return {
         "tokens_per_second": requests * (tokens_in + tokens_out) / seconds,
         "inter_token_seconds": statistics.median(gaps),
+        "coverage": _coverage(llm),
     }
+
+
+def _coverage(llm: Any) -> float | None:
+    """Lowest share of tokens scored by any probe so far; None in an engine without the monitor."""
+    tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
+    return None if tap is None else min(tap.frontend.coverage().values())
 
 
 def main() -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from monitor.bank import ProbeBank
 from monitor.config import Settings
-from monitor.errors import AttachError
+from monitor.errors import AttachError, ConfigurationError
 from probes import Probe, ProbeError, load
 from probes.identity import check_binding, model_identity
+
+AVAILABLE_ACTIONS = ("observe", "alert")
+NOT_YET = ("vectors", "expose", "probe_dir", "evidence_path", "store_text", "webhook_url", "webhook_secret")
+"""Settings of the contract that nothing reads yet: refused, for nobody shall wait for alerts that never come."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Plan:
     score_store_mib: int
     refuse: bool = True
     """Whether a server must not start unmonitored."""
+    failure: str | None = None
+    """Why there is nothing to attach, on a server that serves all the same."""
 
     @property
     def actions(self) -> Mapping[str, str]:
@@ -53,6 +59,21 @@ def make_plan(settings: Settings) -> Plan:
         probes = tuple(load(path) for path in settings.probes)
     except ProbeError as error:
         raise AttachError(str(error)) from error
+    if not probes and not settings.tap_layers:
+        raise ConfigurationError(
+            "nothing to monitor: no probe and no layer given; set PROBEWATCH_PROBES or PROBEWATCH_TAP_LAYERS "
+            "(`probewatch serve`: --probe FILE, --tap-layers 1,2)"
+        )
+    for name in NOT_YET:
+        if getattr(settings, name) != Settings.model_fields[name].default:
+            raise ConfigurationError(f"PROBEWATCH_{name.upper()} is not available in this version; unset it")
+    for probe in probes:
+        action = probe.manifest.default_action
+        if action not in AVAILABLE_ACTIONS:
+            raise AttachError(
+                f"probe {probe.manifest.name!r} has the action {action!r}, which this version cannot carry out; "
+                f"calibrate it with --action {' or '.join(AVAILABLE_ACTIONS)}"
+            )
     return Plan(
         probes,
         settings.tap_layers,
@@ -60,6 +81,11 @@ def make_plan(settings: Settings) -> Plan:
         settings.score_store_mib,
         settings.on_attach_failure == "refuse",
     )
+
+
+def unmonitored(settings: Settings, reason: str) -> Plan:
+    """The plan of a server whose operator chose to serve even though nothing can be attached."""
+    return Plan((), (), settings.tap_columns, settings.score_store_mib, refuse=False, failure=reason)
 
 
 def local_model_dir(model: str, revision: str | None = None) -> Path:

@@ -83,6 +83,11 @@ class ProbeBank:
         width = _state_width(probe, columns.shape[0], columns.shape[2])
         return Seat(probe, where, slice(state, state + width), rows, None if affine is None else affine[1])
 
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Name and digest of every probe, in order: two processes with the same contents lay states out alike."""
+        return [(seat.probe.manifest.name, seat.probe.manifest.tensors_sha256) for seat in self.seats]
+
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
         states = np.empty((projections.shape[1], self.state_columns), np.float32)

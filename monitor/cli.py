@@ -20,7 +20,7 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``probewatch``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(arguments[0] if arguments else None)
+    parser = _parser(arguments)
     args, rest = parser.parse_known_args(arguments)
     if rest and args.command != "serve":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -42,17 +42,21 @@ def _is_ours(error: Exception) -> bool:
     return isinstance(error, MonitorError | ProbeError)
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """All commands, with the arguments of the chosen one alone: importing every room takes seconds."""
+    command = arguments[0] if arguments else None
     parser = argparse.ArgumentParser(prog="probewatch", description="Activation probes inside vLLM.")
     parser.add_argument("--version", action="version", version=f"probewatch {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
         help="`vllm serve` with the monitor on; refuses to start with a dead tap",
+        allow_abbrev=False,
         epilog="example: probewatch serve ./model --probe deception.safetensors --port 8000",
     )
     if command == "serve":
+        if len(arguments) > 1 and arguments[1].startswith("-") and arguments[1] not in ("-h", "--help"):
+            serve.error(f"MODEL comes first: probewatch serve MODEL {arguments[1]} ...")
         importlib.import_module("monitor.launch").add_arguments(serve)
     for name, (module, summary) in _COMMANDS.items():
         sub = commands.add_parser(name, help=summary)

@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = None
     """Key of the HMAC that signs pushed alerts."""
     recent_requests: int = Field(default=4096, ge=1024, le=1_000_000)
-    """How many finished requests stay in memory with their token scores."""
+    """How many finished responses stay in memory with their token scores."""
+    recent_mib: int = Field(default=512, ge=1)
+    """Upper bound of their memory, in MiB; the last 1024 stay whatever they weigh."""
     tap_columns: int = Field(default=16, ge=1, le=8192)
     """Room in every tap, in columns (most probes take one each)."""
     score_store_mib: int = Field(default=4096, ge=1)
@@ -76,6 +78,16 @@ class Settings(BaseSettings):
         return tuple(sorted(set(value)))
 
 
+_INTERNAL = ("CONFIG", "REQUIRE_ENDPOINT", "REFUSAL_FILE")
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + name for name in _INTERNAL}
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            raise ConfigurationError(f"{name} is no setting; known: {', '.join(sorted(known))}")
+
+
 def load_settings() -> Settings:
     """Settings from the environment and, if named, the YAML file.
 
@@ -100,6 +112,7 @@ def load_settings() -> Settings:
                 f"known keys: {', '.join(Settings.model_fields)}"
             )
         values = {k: v for k, v in loaded.items() if not os.environ.get(PREFIX + k.upper())}
+    _refuse_unknown_variables()
     try:
         return Settings(**values)
     except ValidationError as error:

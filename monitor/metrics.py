@@ -21,7 +21,7 @@ from probes import Probe
 Collector = Counter | Gauge | Histogram
 
 PHASES = ("prompt", "generation")
-ERROR_STAGES = ("worker", "scheduler", "frontend", "http")
+ERROR_STAGES = ("worker", "frontend")
 MARGIN_BOUNDS = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 OVERHEAD_BOUNDS = (25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 25.6e-3, 0.1)
 

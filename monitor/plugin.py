@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from typing import Any
 
 _ASKED_FOR = ("PROBEWATCH_PROBES", "PROBEWATCH_TAP_LAYERS", "PROBEWATCH_VECTORS", "PROBEWATCH_CONFIG")
@@ -18,13 +19,22 @@ def is_configured() -> bool:
     return any(os.environ.get(name) for name in _ASKED_FOR)
 
 
+def _warn_of_stray_settings() -> None:
+    """A misspelt PROBEWATCH_PROBES would otherwise serve unmonitored without a word."""
+    stray = sorted(name for name in os.environ if name.startswith("PROBEWATCH_"))
+    if stray and multiprocessing.parent_process() is None:
+        asked = ", ".join(_ASKED_FOR)
+        print(f"probewatch: {', '.join(stray)} set, but none of {asked}: not monitoring", file=sys.stderr)
+
+
 def register() -> None:
     """``vllm.general_plugins``: called in every process of vLLM, possibly more than once."""
     if not is_configured():
+        _warn_of_stray_settings()
         return
-    from monitor.attach import make_plan
+    from monitor.attach import make_plan, unmonitored
     from monitor.config import load_settings
-    from monitor.errors import MonitorError
+    from monitor.errors import AttachError, MonitorError
     from monitor.refusal import file_reason, print_at_exit
     from monitor.seam.engine import install
 
@@ -32,7 +42,13 @@ def register() -> None:
         print_at_exit()
     try:
         settings = load_settings()
-        install(settings, make_plan(settings))
+        try:
+            plan = make_plan(settings)
+        except AttachError as error:
+            if settings.on_attach_failure == "refuse":
+                raise
+            plan = unmonitored(settings, str(error))
+        install(settings, plan)
     except MonitorError as error:
         file_reason(str(error))
         raise

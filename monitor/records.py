@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from monitor.bank import ProbeBank
@@ -25,6 +26,8 @@ class Record:
     """One finished sequence. ``T`` tokens were fed; the last sampled token was not."""
 
     response_id: str
+    group: str | None
+    """See ``monitor.response_ids``."""
     choice: int
     model: str
     finished_at: float
@@ -36,8 +39,8 @@ class Record:
     bank: ProbeBank
     """The probes in force when the sequence was judged."""
     prompt_tokens: int
-    token_ids: tuple[int, ...] | None
-    """Prompt and output ids, the unfed last one included; None if the prompt was given as embeddings."""
+    token_ids: npt.NDArray[np.int32] | None
+    """[T + 1 or more] prompt and output ids, the unfed last one included; None for a prompt of embeddings."""
     states: FloatArray
     """[T, K]"""
 
@@ -125,7 +128,7 @@ def _tokens(record: Record, probe: Any, states: FloatArray, text_of: TokenText) 
     inside = mask(np.arange(len(states)), record.prompt_tokens, probe.manifest.token_mask)
     total = len(record.token_ids) if record.token_ids is not None else len(states) + 1
     for position in range(total):
-        token = record.token_ids[position] if record.token_ids is not None else None
+        token = int(record.token_ids[position]) if record.token_ids is not None else None
         fed = position < len(states)
         missing = (
             None if fed and why[position] < 0 else (Reason(int(why[position])).label if fed else "not_fed")
@@ -145,33 +148,53 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+KEPT_ALWAYS = 1024
+"""Responses that stay whatever they weigh (the contract)."""
+
+
 class RecentRecords:
-    """The last ``limit`` responses; the oldest is dropped whole.
+    """The last ``limit`` responses within ``limit_mib``; the oldest is dropped whole.
 
     A response id may come from the client (``X-Request-Id``), so it may come again: then the earlier answer is kept
     beside the later one, for nobody shall erase a flag by asking something harmless under the same id.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, limit_mib: int = 512) -> None:
         self._limit = limit
+        self._limit_bytes = limit_mib * 2**20
+        self._bytes = 0
         self._responses: OrderedDict[int, dict[int, Record]] = OrderedDict()
         self._serials: dict[str, list[int]] = {}
         self._next = 0
 
     def add(self, record: Record) -> None:
         """Remembers a sequence; the sequences of one response are kept together, by choice."""
-        serials = self._serials.setdefault(record.response_id, [])
-        if not serials or record.choice in self._responses[serials[-1]]:
-            serials.append(self._next)
-            self._responses[self._next] = {}
-            self._next += 1
-        self._responses[serials[-1]][record.choice] = record
-        self._responses.move_to_end(serials[-1])
-        if len(self._responses) > self._limit:
+        choices = self._response_of(record)
+        if record.choice in choices:
+            self._bytes -= _weight(choices[record.choice])
+        choices[record.choice] = record
+        self._bytes += _weight(record)
+        while len(self._responses) > self._limit or (
+            self._bytes > self._limit_bytes and len(self._responses) > KEPT_ALWAYS
+        ):
             self._drop_oldest()
+
+    def _response_of(self, record: Record) -> dict[int, Record]:
+        serials = self._serials.setdefault(record.response_id, [])
+        for serial in serials:
+            choices = self._responses[serial]
+            same = next(iter(choices.values())).group == record.group
+            if same and (record.group is not None or record.choice not in choices):
+                self._responses.move_to_end(serial)
+                return choices
+        serials.append(self._next)
+        self._responses[self._next] = {}
+        self._next += 1
+        return self._responses[serials[-1]]
 
     def _drop_oldest(self) -> None:
         serial, choices = self._responses.popitem(last=False)
+        self._bytes -= sum(map(_weight, choices.values()))
         response_id = next(iter(choices.values())).response_id
         self._serials[response_id].remove(serial)
         if not self._serials[response_id]:
@@ -202,3 +225,8 @@ class RecentRecords:
 
     def __len__(self) -> int:
         return len(self._responses)
+
+
+def _weight(record: Record) -> int:
+    ids = 0 if record.token_ids is None else record.token_ids.nbytes
+    return record.states.nbytes + ids + 2048  # objects and strings around them, roughly

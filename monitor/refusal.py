@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 REFUSAL_FILE = "PROBEWATCH_REFUSAL_FILE"
+REQUIRE_ENDPOINT = "PROBEWATCH_REQUIRE_ENDPOINT"
+"""Set by ``probewatch serve``: an API server without our routes must not come up."""
 
 
 def file_reason(reason: str) -> None:

@@ -9,11 +9,16 @@ import numpy as np
 
 from monitor.events import FloatArray, IntArray, StepScores
 
+CARRIER = "probewatch"
+"""The one name under which our data rides on vLLM's objects."""
 VERSION = 1
 
 
 def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
-    """The share of some requests, given as row indices of the step, in that order."""
+    """The share of some requests, given as row indices of the step, in that order.
+
+    Host time and errors of the step are ``without_totals`` in every message of it but the first.
+    """
     counts = step.counts[rows]
     ends = np.cumsum(step.counts)
     if len(rows) == len(step.counts) and bool((rows == np.arange(len(rows))).all()):
@@ -31,6 +36,11 @@ def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
     }
 
 
+def without_totals(message: dict[str, Any]) -> dict[str, Any]:
+    """For the further messages of a step: what belongs to the whole step is counted once."""
+    return {**message, "host_seconds": None, "errors": 0}
+
+
 def unpack(message: dict[str, Any]) -> StepScores:
     """The inverse of ``pack``. Raises ``ValueError`` on another version or inconsistent lengths."""
     if message["version"] != VERSION:
@@ -42,7 +52,10 @@ def unpack(message: dict[str, Any]) -> StepScores:
     if len(starts) != len(counts):
         raise ValueError(f"{len(starts)} starts for {len(counts)} counts; the message is damaged")
     states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
-    return StepScores(counts, starts, states, float(message["host_seconds"]), int(message["errors"]))
+    seconds = message["host_seconds"]
+    return StepScores(
+        counts, starts, states, None if seconds is None else float(seconds), int(message["errors"])
+    )
 
 
 def shares(step: StepScores) -> Iterator[tuple[int, FloatArray]]:

@@ -22,9 +22,7 @@ def required_n(fpr: float) -> int:
 
 
 def threshold_at(benign: ArrayLike, fpr: float) -> float:
-    """The threshold for `fpr`; flagged is strictly above it. Raises `CalibrationError` when there are too
-    few scores.
-    """
+    """The threshold for `fpr`; flagged is strictly above it. `CalibrationError` for too few scores."""
     scores = np.sort(np.asarray(benign, np.float64))
     n, needed = len(scores), required_n(fpr)
     if n < needed:

@@ -32,9 +32,7 @@ _HELP: Final = {
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the five commands. Each parsed namespace carries `run`, which takes it and returns the exit
-    status.
-    """
+    """Add the five commands. Each parsed namespace carries `run`: namespace -> exit status."""
     _train(_command(subparsers, "train"))
     _calibrate(_command(subparsers, "calibrate"))
     _evaluate(_command(subparsers, "evaluate"))
@@ -47,9 +45,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def status_of(error: ProbeError) -> int:
-    """Exit status of an error: 1 where a check failed (artifact, binding, calibration), 2 for unusable
-    input.
-    """
+    """Exit status of an error: 1 where a check failed (artifact, binding, calibration), else 2: wrong use."""
     return 1 if isinstance(error, ArtifactError | BindingError | CalibrationError) else 2
 
 

@@ -127,9 +127,7 @@ def groups(conversations: Sequence[Conversation]) -> list[str]:
 
 
 def check_disjoint(**sides: Sequence[Conversation]) -> None:
-    """Raise `SplitLeak` if a group occurs on two of the named sides. Chats without a group are told apart by
-    id.
-    """
+    """Raise `SplitLeak` if a group occurs on two of the named sides; a chat without one is its own group."""
     seen: dict[str, str] = {}
     for side, conversations in sides.items():
         for group in sorted(set(groups(conversations))):

@@ -37,9 +37,7 @@ class Estimate:
 
 
 def statistics(probe: Probe, found: Sequence[Activations]) -> Floats:
-    """[n] the deployed statistic of each conversation. Raises `DataError` where no token is in the probe's
-    mask.
-    """
+    """[n] the deployed statistic of each conversation. `DataError` where a mask holds no token."""
     rule = probe.manifest
     scores = np.array(
         [probe.statistic(probe.token_state(a.at(rule.layers)), a.mask(rule.token_mask)) for a in found]
@@ -88,9 +86,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The figure with its group-clustered 95% interval. scores, labels (0 or 1), groups: one a
-    conversation.
-    """
+    """The figure with its group-clustered 95% interval. scores, labels, groups: one a conversation."""
     s, y = np.asarray(scores, np.float64), np.asarray(labels).astype(bool)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     n_groups = int(member.max()) + 1

@@ -1,6 +1,4 @@
-"""Hugging Face transformers: activations of conversations, and greedy answers. The only module that imports
-it.
-"""
+"""Hugging Face transformers, imported nowhere else: activations of conversations, and greedy answers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext

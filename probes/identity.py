@@ -1,6 +1,4 @@
-"""Which model is this, cheaply: digests of its configuration, chat template and weights; and whether a probe
-fits it.
-"""
+"""Which model is this, cheaply, by digests; and whether a probe fits it."""
 
 import hashlib
 import json
@@ -53,9 +51,7 @@ class ModelIdentity:
 
 
 def model_identity(model_dir: Path) -> ModelIdentity:
-    """Identity of the model in a local directory. Raises `BindingError` where its config.json is missing or
-    unusable.
-    """
+    """Identity of the model in a local directory. `BindingError` where its config.json is unusable."""
     config = _json(model_dir / "config.json")
     text = config.get("text_config")
     shape = text if isinstance(text, dict) else config
@@ -154,9 +150,7 @@ def _chat_template_digest(model_dir: Path) -> str | None:
 
 
 def _weights_digest(model_dir: Path) -> str | None:
-    """Names, sizes, headers and a few blocks of each safetensors file: tells models apart without reading
-    140 GB.
-    """
+    """Names, sizes, headers and a few blocks of each safetensors file: no need to read 140 GB."""
     files = sorted(model_dir.glob("*.safetensors"))
     if not files:
         return None

@@ -26,9 +26,7 @@ from probes.errors import ManifestInvalid, TensorInvalid
 
 Tensors = Mapping[str, Tensor]
 Shape = tuple[int | str, ...]
-"""Sizes by number or by name; `L` (layers) and `d` (d_model) are given, any other name binds at its first
-use.
-"""
+"""Sizes by number or name: `L` (layers) and `d` (d_model) are given, others bind at their first use."""
 
 
 GOLDEN_INPUTS: Final = "golden_inputs"
@@ -37,9 +35,7 @@ GOLDEN_SCORES: Final = "golden_scores"
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to score a token. L: layers, d: d_model, C: columns, T: tokens, K: numbers of state for a
-    token.
-    """
+    """One way to score a token. L: layers, d: d_model, C: columns, T: tokens, K: state numbers a token."""
 
     shapes: Mapping[str, Shape]
     """Required float32 tensors and their shapes."""
@@ -103,7 +99,8 @@ KINDS: Final[Mapping[tuple[str, str], Kind]] = MappingProxyType(
 )
 """(kind, scoring) -> its functions.
 
-    logistic, difference_of_means   score = sum_l x_l . weight_l + bias: log-odds; 0 is the even point
+    logistic                        score = sum_l x_l . weight_l + bias: log-odds at equal class weights
+    difference_of_means             the same form; 0 halfway between the class means, in squared residual units
     steering, projection            score = mean_l x_l . v_l / |v_l|: length along it, in residual units
     steering, cosine                score = mean_l x_l . v_l / (|x_l| |v_l|): in [-1, 1]
 """
@@ -121,9 +118,7 @@ def lookup(kind: str, scoring: str) -> Kind:
 
 
 def score_hidden(kind: Kind, tensors: Tensors, columns: Tensor, hidden: Tensor) -> Tensor:
-    """State [T, K] of hidden [T, L, d] with the kind's `columns` [L, d, C]: the whole arithmetic, in
-    float32.
-    """
+    """State [T, K] of hidden [T, L, d] with the kind's `columns` [L, d, C], in float32."""
     residual = hidden.float()
     projections = torch.einsum("tld,ldc->tlc", residual, columns)
     return kind.state(projections, residual.square().sum(-1) if kind.needs_norm else None, tensors)

@@ -199,9 +199,7 @@ class ProbeManifest(_Record):
     token_mask: TokenMask = TokenMask()
     aggregation: Aggregation = Aggregation()
     statistic: Statistic = "running_sup"
-    """What is compared with the threshold: the value after the last token, or the highest after
-    `min_tokens`.
-    """
+    """What is compared with the threshold: the last value, or the highest from `min_tokens` on."""
     threshold: Finite | None = None
     """Flagged when the statistic is strictly above it; None until calibrated."""
     calibration: Calibration | None = None

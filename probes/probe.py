@@ -15,9 +15,7 @@ from probes.errors import CalibrationError, DimensionMismatch, GoldenMismatch
 from probes.manifest import ProbeManifest
 
 SELFTEST_TOLERANCE = 1e-4
-"""Largest error of a golden score relative to 1 + the largest golden score: float32 summed in another
-order.
-"""
+"""Largest error of a golden score relative to 1 + the largest one: float32 summed in another order."""
 
 State = Tensor | ArrayLike
 Mask = Tensor | ArrayLike | None
@@ -25,9 +23,7 @@ Mask = Tensor | ArrayLike | None
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe as read from its artifact. T: tokens, L: `manifest.layers`, d: d_model, C: columns, K: state
-    numbers.
-    """
+    """A probe as read from its artifact. T: tokens, L: layers, d: d_model, C: columns, K: state numbers."""
 
     manifest: ProbeManifest
     tensors: Mapping[str, Tensor]
@@ -52,9 +48,7 @@ class Probe:
         return self._kind.needs_norm
 
     def state_from_projections(self, projections: Tensor, squared_norms: Tensor | None = None) -> Tensor:
-        """projections [T, L, C] = residual @ columns, squared_norms [T, L] where `needs_norm` -> state [T,
-        K].
-        """
+        """projections [T, L, C] = residual @ columns, squared_norms [T, L] where `needs_norm` -> [T, K]."""
         norms = None if squared_norms is None else squared_norms.float()
         return self._kind.state(projections.float(), norms, self.tensors)
 
@@ -63,9 +57,7 @@ class Probe:
         return self._kind.token_score(state)
 
     def token_state(self, hidden: Tensor) -> Tensor:
-        """hidden [T, L, d], any float dtype -> state [T, K] float32. Raises `DimensionMismatch` on another
-        shape.
-        """
+        """hidden [T, L, d], any float dtype -> state [T, K] float32. `DimensionMismatch` on another shape."""
         expected = (len(self.manifest.layers), self.manifest.d_model)
         if hidden.ndim != 3 or tuple(hidden.shape[1:]) != expected:
             raise DimensionMismatch(
@@ -79,15 +71,11 @@ class Probe:
         return self.token_scores(self.token_state(hidden))
 
     def aggregate(self, state: State, mask: Mask = None) -> float:
-        """The aggregated value over in-mask tokens; NaN without any. state [T, K], or [T] for K = 1; mask
-        [T] bool.
-        """
+        """The value over in-mask tokens; NaN without any. state [T, K], or [T] for K = 1; mask [T] bool."""
         return aggregation.aggregate(_in_mask(state, mask), self.manifest.aggregation)
 
     def statistic(self, state: State, mask: Mask = None) -> float:
-        """The deployed statistic, the one compared with the threshold (see
-        `probes.aggregation.statistic`).
-        """
+        """The statistic compared with the threshold (see `probes.aggregation.statistic`)."""
         return aggregation.statistic(
             _in_mask(state, mask), self.manifest.aggregation, self.manifest.statistic
         )
@@ -97,8 +85,8 @@ class Probe:
         return Stream(self.manifest.aggregation, self.manifest.statistic)
 
     def crossed(self, statistic: float) -> bool:
-        """Whether a statistic is strictly above the threshold; NaN never is. Raises `CalibrationError`
-        without one.
+        """Whether a statistic is strictly above the threshold; NaN never is. `CalibrationError` without
+        one.
         """
         threshold = self.manifest.threshold
         if threshold is None:

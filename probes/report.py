@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from probes.calibration import clopper_pearson
 from probes.controls import Spread
 from probes.evaluation import Estimate, auroc, bootstrap, recall_at
 from probes.manifest import ProbeManifest
@@ -160,7 +161,15 @@ def _table(title: str, head: str) -> Callable[[Mapping[str, JsonValue]], str]:
     return section
 
 
+def share_json(hits: int, n: int) -> JsonValue:
+    """A share of `n` with its 95% Clopper-Pearson interval."""
+    low, high = clopper_pearson(hits, n)
+    return {"value": round(hits / n, 4), "low": round(low, 4), "high": round(high, 4), "of": n}
+
+
 def _cell(value: JsonValue) -> str:
+    if isinstance(value, dict) and {"value", "low", "high", "of"} == set(value):
+        return "{:.1%} [{:.1%}, {:.1%}] of {}".format(*(value[key] for key in ("value", "low", "high", "of")))
     if isinstance(value, dict):
         return ", ".join(f"{name} {_cell(found)}" for name, found in value.items())
     if isinstance(value, list):
@@ -180,5 +189,6 @@ _SECTIONS: Final[Mapping[str, Callable[[Mapping[str, JsonValue]], str]]] = {
     "deployed": _table("At the shipped threshold, on the test set", "figure"),
     "steering": _table("Steering along it", "setting"),
     "layer_profile": _table("Profile on validation (best objective at each layer)", "layer"),
+    "token_profile": _table("Choice of tokens and aggregation on validation (best objective)", "tokens"),
     "robustness": _table("Under other conditions", "condition"),
 }

@@ -52,6 +52,8 @@ class Setting:
     statistic: Statistic = "running_sup"
     regularisation: float = 1.0
     """Inverse strength C of the L2 penalty; logistic only."""
+    max_rows: int = 20_000
+    """Token rows fitted at most, drawn evenly; more of one conversation say little new."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ Objective = Callable[[Floats], float]
 def token_rows(
     found: Sequence[Activations], labels: Sequence[int], token_mask: TokenMask, layers: Sequence[int]
 ) -> Rows:
-    """The in-mask rows of all conversations. Raises `DataError` for one class, non-finite values or an empty
-    mask.
-    """
+    """The in-mask rows of all conversations. `DataError` for one class, NaN or an empty mask."""
     kept = [
         (a.at(layers)[torch.from_numpy(a.mask(token_mask))].flatten(1), y)
         for a, y in zip(found, labels, strict=True)
@@ -93,6 +93,14 @@ def token_rows(
     y = np.concatenate([np.full(len(x), y) for x, y in kept])
     weight = np.concatenate([np.full(len(x), 1 / (len(x) * conversations[y])) for x, y in kept])
     return Rows(x, y, weight * len(kept) / 2)
+
+
+def thinned(rows: Rows, most: int) -> Rows:
+    """At most `most` of the rows, drawn evenly and always the same ones."""
+    if len(rows.x) <= most:
+        return rows
+    kept = np.sort(np.random.default_rng(0).choice(len(rows.x), most, replace=False))
+    return Rows(rows.x[kept], rows.y[kept], rows.weight[kept])
 
 
 def fit_logistic(rows: Rows, regularisation: float = 1.0) -> tuple[Floats, float]:
@@ -182,7 +190,7 @@ def sweep(
 
 def fit(setting: Setting, train: Sequence[Activations], labels: Sequence[int]) -> dict[str, Tensor]:
     """The tensors of one setting, fitted to `train`."""
-    rows = token_rows(train, labels, setting.fitted_on, setting.layers)
+    rows = thinned(token_rows(train, labels, setting.fitted_on, setting.layers), setting.max_rows)
     weight, bias = fitter(setting.kind, setting.regularisation)(rows)
     return affine_tensors(weight, bias, len(setting.layers))
 

@@ -87,7 +87,6 @@ def _with_server(args: argparse.Namespace, view: View, stop: threading.Event) ->
     child = ChildServer(command, serve_environment(os.environ), url, log)
     try:
         status = _converse(args, Server(url), child, view, stop)
-        view.say(["stopping the server"])
     finally:
         child.stop()
     if args.keep_log is None and status == 0:

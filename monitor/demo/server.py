@@ -24,13 +24,22 @@ STOP_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.5
 _TAIL_BYTES: Final = 65536
 
-_INFO = re.compile(r"INFO [\d-]+ [\d:]+ \[[^\]]*\] (?P<message>.+)")
+_INFO = re.compile(r"INFO [\d-]+ [\d:]+ \[[^\]]*\] (?P<message>[A-Z][^=]*)$")
 _PREFIX = re.compile(r"^(\([^)]*\) )?((ERROR|CRITICAL|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _FAILURE = re.compile(
     r"^\s*(?P<error>[\w.]*(Error|Exception|Interrupt|Exit)\b: .+|error: .+|probewatch serve: .+)$"
 )
 _REFUSED = "probewatch: refused"
-_NOISE = ("non-default args", "Route: ", "with config: ")
+_NOISE = (
+    "Final IR op",
+    "OpenMP",
+    "Auto-prefetch",
+    "Filesystem type",
+    "Route: ",
+    "Scale-out",
+    "Parent process",
+)
+"""INFO lines that tell a newcomer nothing, besides those with settings in them."""
 
 
 def serve_command(model: str, artifacts: Sequence[str], port: int) -> list[str]:
@@ -142,7 +151,7 @@ def last_message(lines: Sequence[str]) -> str:
     for line in reversed(lines):
         match = _INFO.search(line)
         if match and not any(noise in match["message"] for noise in _NOISE):
-            return match["message"][:100].strip()
+            return match["message"].split(". ")[0][:80].strip()
     return ""
 
 

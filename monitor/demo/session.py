@@ -57,6 +57,7 @@ class Session:
                 if slow and number == n + 1:
                     self._announce(n)
                 if self.stop.wait(SLOW_SECONDS if slow else 0):
+                    self.view.say(["stopping"])
                     break
                 pending.add(pool.submit(interviewer.ask, number, case))
             self._collect(pending, below=1)

@@ -116,10 +116,13 @@ def belief(answer: Answer) -> str:
 
 def lines(answer: Answer, width: int = _QUESTION_WIDTH) -> list[str]:
     """An answer for the pipe: one line where all is well, the whole exchange where it is interesting."""
-    head = (
-        f"[{answer.number:>4}] {mark(answer):<8} {answer.kind:<11} {score_against_threshold(answer):<17} "
-        f"said {answer.said or '-'}, believed {belief(answer)}"
+    about = (
+        f"said {answer.said or 'no value'}, believed {belief(answer)}"
+        if answer.case.attribute
+        else "small talk"
     )
+    score = score_against_threshold(answer)
+    head = f"[{answer.number:>4}] {mark(answer):<8} {answer.kind:<11} {score:<19} {about}"
     if answer.kind == HONEST and answer.verdict.scored:
         return [f"{head} | {shortened(answer.question, width)} | {shortened(answer.text, width)}"]
     exchange = [f"       Q ({answer.case.condition}): {answer.question}", f"       A: {answer.text}"]

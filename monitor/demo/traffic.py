@@ -64,7 +64,7 @@ class Interviewer:
             raise ServerError(
                 f"{self._server.url} did not answer a question: {reason}; see the server's log"
             ) from error
-        return reply.id, reply.choices[0].message.content or ""
+        return reply.id, (reply.choices[0].message.content or "").strip()
 
     def _judged(self, response_id: str) -> Verdict:
         deadline = time.monotonic() + LOOKUP_SECONDS

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from monitor.config import load_settings
-from monitor.errors import AttachError
+from monitor.config import Settings, load_settings
+from monitor.errors import AttachError, MonitorError
 from monitor.http import HttpState, make_router
-from monitor.seam.engine import accept_report, vllm_version
-from monitor.seam.worker import CARRIER
+from monitor.refusal import file_reason
+from monitor.seam.engine import RUNNER, accept_report
+from monitor.seam.outputs import OutputTap
+from monitor.seam.supported import vllm_version
+from monitor.wire import CARRIER
 
 
 class ProbewatchEndpoint:
@@ -35,20 +40,54 @@ class ProbewatchEndpoint:
         """Runs before the server listens. An error here keeps it from starting."""
         if not self._configured:
             return
+        try:
+            await self._prepare(engine_client, args)
+        except MonitorError as error:
+            file_reason(str(error))
+            raise
+
+    async def _prepare(self, engine_client: Any, args: Any) -> None:
         tap = getattr(getattr(engine_client, "output_processor", None), CARRIER, None)
         if tap is None:
             raise AttachError(
                 "the monitor is configured and not attached to this engine; name probewatch in VLLM_PLUGINS "
                 "or unset PROBEWATCH_PROBES"
             )
+        settings = load_settings()
+        _refuse_open_doors(settings, args)
+        _refuse_other_template(tap, args)
         reports = await engine_client.collective_rpc("probewatch_report")
         facts = accept_report(tap.frontend, reports, tap.plan.refuse)
         self._state = HttpState(
             frontend=tap.frontend,
-            settings=load_settings(),
+            settings=settings,
             decode=_decoder(engine_client.output_processor.tokenizer),
-            facts={**facts, "vllm_version": vllm_version(), "runner": "v1"},
+            facts={**facts, "vllm_version": vllm_version(), "runner": RUNNER},
         )
+
+
+def _refuse_open_doors(settings: Settings, args: Any) -> None:
+    host = getattr(args, "host", None)
+    if settings.open_evidence and host not in ("127.0.0.1", "localhost", "::1"):
+        raise AttachError(
+            f"PROBEWATCH_OPEN_EVIDENCE=1 with --host {host or '(every interface)'} would show evidence to the network; "
+            "add --host 127.0.0.1, or set PROBEWATCH_ADMIN_KEY instead"
+        )
+
+
+def _refuse_other_template(tap: OutputTap, args: Any) -> None:
+    given = getattr(args, "chat_template", None)
+    if given is None or not tap.plan.probes:
+        return
+    text = Path(given).read_text() if Path(given).is_file() else str(given)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    for probe in tap.plan.probes:
+        bound = probe.manifest.binding
+        if bound is not None and bound.chat_template_digest not in (None, digest):
+            raise AttachError(
+                f"probe {probe.manifest.name!r} was calibrated on another template than --chat-template {given[:60]}; "
+                "leave the option out, or calibrate again"
+            )
 
 
 def _decoder(tokenizer: Any) -> Any:

@@ -8,19 +8,22 @@ from typing import Any
 
 from monitor import __version__
 from monitor.attach import Plan
+from monitor.bank import ProbeBank
 from monitor.config import Settings
 from monitor.errors import AttachError, TapError
 from monitor.frontend import Frontend
 from monitor.metrics import Metrics
-from monitor.refusal import file_reason
+from monitor.records import RecentRecords
+from monitor.refusal import REQUIRE_ENDPOINT, file_reason
+from monitor.seam import supported
 from monitor.seam.outputs import OutputTap, patch_output_processor
 from monitor.seam.patching import wrap
 from monitor.seam.scheduler import patch_scheduler
-from monitor.seam.worker import CARRIER, patch_warm_up, patch_worker
+from monitor.seam.worker import patch_warm_up, patch_worker
+from monitor.wire import CARRIER
 
 ENGINE_INDEX = "0"
-REQUIRE_ENDPOINT = "PROBEWATCH_REQUIRE_ENDPOINT"
-"""Set by ``probewatch serve``."""
+RUNNER = "v1"
 
 
 def install(settings: Settings, plan: Plan) -> None:
@@ -31,6 +34,7 @@ def install(settings: Settings, plan: Plan) -> None:
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.gpu_worker import Worker
 
+    supported.check_version()
     if os.environ.get(REQUIRE_ENDPOINT):
         _require_endpoint()
     patch_worker(Worker, plan)
@@ -87,11 +91,19 @@ def _other_workers() -> list[type]:
 def make_frontend(vllm_config: Any, settings: Settings, plan: Plan) -> Frontend:
     """The accounting of one engine, with every metric child created."""
     config = vllm_config.model_config.hf_text_config
-    bank = plan.bank(int(config.hidden_size), int(config.num_hidden_layers))
+    failure = plan.failure
+    try:
+        bank = plan.bank(int(config.hidden_size), int(config.num_hidden_layers))
+    except AttachError as error:
+        if plan.refuse:
+            raise
+        bank, failure = ProbeBank((), (), int(config.hidden_size), 1), str(error)
     model_name = served_name(vllm_config)
     metrics = Metrics(model_name, ENGINE_INDEX)
-    frontend = Frontend(bank, plan.actions, metrics, model_name, settings.recent_requests)
-    metrics.announce(__version__, vllm_version(), "v1")
+    recent = RecentRecords(settings.recent_requests, settings.recent_mib)
+    frontend = Frontend(bank, plan.actions, metrics, model_name, recent)
+    frontend.last_error = failure
+    metrics.announce(__version__, supported.vllm_version(), RUNNER)
     metrics.set("probewatch_attached", to=0)
     return frontend
 
@@ -100,19 +112,20 @@ def accept_report(
     frontend: Frontend, reports: list[dict[str, Any]], plan_refuses: bool = True
 ) -> dict[str, Any]:
     """Takes the workers' proof; raises ``AttachError`` unless every worker is attached to the same artifacts."""
-    expected = {seat.probe.manifest.name: seat.probe.manifest.tensors_sha256 for seat in frontend.bank.seats}
+    expected = frontend.bank.contents
     for rank, report in enumerate(reports):
         if not report["attached"]:
             if plan_refuses:
                 raise TapError(f"worker {rank} is not attached; read its log")
             return report
-        if report["probes"] != expected:
+        # As lists: the RPC may turn pairs into lists.
+        if [tuple(pair) for pair in report["probes"]] != expected:
             raise AttachError(
                 f"worker {rank} loaded other artifacts than the API server; give both the same files"
             )
     for name, error in reports[0]["selftest_error"].items():
         frontend.metrics.set("probewatch_selftest_error", name, to=error)
-    frontend.metrics.set("probewatch_attached", to=1)
+    frontend.confirm()
     return reports[0]
 
 
@@ -120,10 +133,3 @@ def served_name(vllm_config: Any) -> str:
     """The model name that vLLM puts on its own metrics."""
     name = vllm_config.model_config.served_model_name
     return str(name[0] if isinstance(name, list) else name)
-
-
-def vllm_version() -> str:
-    """Version of the installed vLLM."""
-    import vllm
-
-    return str(vllm.__version__)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from monitor.attach import Plan
-from monitor.events import FloatArray
+from monitor.events import FloatArray, StepScores
 from monitor.frontend import Arrival, Frontend, Running
 from monitor.records import reply
+from monitor.response_ids import locate
 from monitor.seam.patching import wrap
-from monitor.seam.worker import CARRIER
-from monitor.wire import shares, unpack
+from monitor.wire import CARRIER, shares, unpack
 
 logger = logging.getLogger("probewatch")
 
@@ -24,38 +26,79 @@ class OutputTap:
         self.frontend = frontend
         self.plan = plan
         self.running: dict[str, Running] = {}
+        self._reasons: dict[str, str] = {}
         self._shares: Iterator[tuple[int, FloatArray]] = iter(())
 
-    def take(self, outputs: Iterable[Any], request_states: dict[str, Any]) -> None:
-        """Accounts for a chunk of outputs. vLLM may split a step's outputs into chunks; the order stays."""
+    def take(self, outputs: Sequence[Any], request_states: dict[str, Any]) -> None:
+        """Accounts for a chunk of outputs. vLLM may split a step's outputs into chunks; the order stays.
+
+        Whatever goes wrong here costs scores and never a request: a step that cannot be read counts as
+        not delivered, a sequence that cannot be accounted for ends unscored.
+        """
+        # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
+        self._reasons = {output.request_id: str(output.finish_reason or "stop") for output in outputs}
         arrivals = []
         for output in outputs:
-            message = _pop_message(output)
-            if message is not None:
-                step = unpack(message)
-                self.frontend.metrics.observe("probewatch_step_overhead_seconds", value=step.host_seconds)
-                if step.errors:
-                    self.frontend.metrics.inc("probewatch_errors_total", "worker", by=step.errors)
-                self._shares = shares(step)
-            start, states = next(self._shares, (0, None))
+            start, states = self._share(output)
             request = request_states.get(output.request_id)
             if request is None:
                 continue  # aborted meanwhile: vLLM ignores it, and so do its counters
             running = self.running.get(output.request_id)
             if running is None:
                 running = self.running[output.request_id] = _begin(request)
+            if request.streaming_input:
+                running.lost = True  # a growing prompt; its positions are not followed
             arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states))
-        self.frontend.arrive(arrivals)
+        try:
+            self.frontend.arrive(arrivals)
+        except Exception as error:
+            for arrival in arrivals:
+                arrival.running.lost = True
+            self._failed(error)
 
-    def settle(self, reasons: Mapping[str, str], request_states: dict[str, Any]) -> None:
-        """Judges those of the given sequences (with why they would have ended) that vLLM has let go of."""
-        for request_id, reason in reasons.items():
-            if request_id in self.running and request_id not in request_states:
-                self.frontend.finish(self.running.pop(request_id), reason)
+    def _share(self, output: Any) -> tuple[int, FloatArray | None]:
+        message = _pop_message(output)
+        if message is not None:
+            self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
+            try:
+                step = unpack(message)
+                self._note(step)
+                self._shares = shares(step)
+            except Exception as error:
+                self._failed(error)
+        return next(self._shares, (0, None))
 
-    def lose_step(self) -> None:
-        """Forgets what is left of a step after an error: it must not be taken for the next one's."""
-        self._shares = iter(())
+    def _note(self, step: StepScores) -> None:
+        if step.states.shape[1] != self.frontend.bank.state_columns:
+            expected = self.frontend.bank.state_columns
+            raise ValueError(
+                f"states of {step.states.shape[1]} columns, {expected} expected; restart the whole server"
+            )
+        metrics = self.frontend.metrics
+        if step.host_seconds is not None:
+            metrics.observe("probewatch_step_overhead_seconds", value=step.host_seconds)
+        if step.errors:
+            metrics.inc("probewatch_errors_total", "worker", by=step.errors)
+            self.frontend.last_error = (
+                f"worker: {step.errors} steps could not be scored; see the engine's log"
+            )
+        if not self.frontend.attached and np.isfinite(step.states).any():
+            self.frontend.confirm()  # an engine without our endpoint is proven by its first scores
+
+    def finished(self, request_id: str, reason: str | None = None) -> None:
+        """Judges a sequence that vLLM has let go of, however it ended."""
+        running = self.running.pop(request_id, None)
+        if running is None:
+            return
+        try:
+            self.frontend.finish(running, reason or self._reasons.get(request_id, "stop"))
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if self.frontend.last_error is None:
+            logger.exception("probewatch: accounting failed; see probewatch_errors_total")
+        self.frontend.error("frontend", error)
 
 
 def _pop_message(output: Any) -> dict[str, Any] | None:
@@ -69,76 +112,61 @@ def _pop_message(output: Any) -> dict[str, Any] | None:
 
 def _begin(request: Any) -> Running:
     parent = request.parent_req
-    external = parent.external_req_id if parent is not None else request.external_req_id
-    response_id, prompt_index = split_external_id(str(external))
-    n = request.n or 1
+    if parent is None:
+        place = locate(str(request.external_req_id), request.request_id)
+        choice = place.prompt
+    else:
+        # The children of n > 1 carry n = 1 themselves.
+        place = locate(str(parent.external_req_id), parent.request_id)
+        choice = place.prompt * int(parent.n) + int(request.request_index)
     ids = request.prompt_token_ids
     return Running(
-        response_id=response_id,
-        choice=prompt_index * n + request.request_index,
+        response_id=place.response_id,
+        group=place.group,
+        choice=choice,
         prompt_tokens=request.prompt_len,
         prompt_ids=None if ids is None else tuple(ids),
     )
 
 
-def split_external_id(external: str) -> tuple[str, int]:
-    """The OpenAI response id and the index of the prompt: vLLM numbers the prompts of ``cmpl-X`` as ``cmpl-X-0`` ..."""
-    if external.startswith("cmpl-"):
-        head, _, tail = external.rpartition("-")
-        if head != "cmpl" and tail.isdigit() and len(tail) < 6:
-            return head, int(tail)
-    return external, 0
-
-
 def patch_output_processor(processor_class: type) -> None:
-    """Wraps ``OutputProcessor.process_outputs`` and ``abort_requests``."""
+    """Wraps ``OutputProcessor.process_outputs``, ``_finish_request`` and ``abort_requests``."""
 
     def process_outputs(original: Any, self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         tap: OutputTap | None = getattr(self, CARRIER, None)
-        if tap is None:
-            return original(self, engine_core_outputs, *args, **kwargs)
-        reasons: dict[str, str] = {}
-        try:
-            # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
-            reasons = {o.request_id: str(o.finish_reason or "stop") for o in engine_core_outputs}
+        if tap is not None:
             tap.take(engine_core_outputs, self.request_states)
-        except Exception as error:
-            _guard(tap, error, engine_core_outputs)
         result = original(self, engine_core_outputs, *args, **kwargs)
-        try:
-            tap.settle(reasons, self.request_states)
+        if tap is not None:
             for request_output in result.request_outputs:
                 _attach_offline(request_output, tap.frontend)
-        except Exception as error:
-            _guard(tap, error, ())
+        return result
+
+    def finish_request(original: Any, self: Any, req_state: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, req_state, *args, **kwargs)
+        _settle(self, [req_state.request_id])
         return result
 
     def abort_requests(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         aborted = original(self, *args, **kwargs)
-        tap: OutputTap | None = getattr(self, CARRIER, None)
-        if tap is not None:
-            try:
-                tap.settle(dict.fromkeys(aborted, "abort"), self.request_states)
-            except Exception as error:
-                _guard(tap, error, ())
+        _settle(self, aborted, "abort")
         return aborted
 
     wrap(processor_class, "process_outputs", process_outputs)
+    wrap(processor_class, "_finish_request", finish_request)
     wrap(processor_class, "abort_requests", abort_requests)
 
 
-def _guard(tap: OutputTap, error: Exception, outputs: Iterable[Any]) -> None:
-    if tap.frontend.last_error is None:
-        logger.exception("probewatch: accounting failed for a step; see probewatch_errors_total")
-    tap.frontend.error("frontend", error)
-    tap.lose_step()
-    for output in outputs:  # our cargo must not reach a client, whatever went wrong
-        _pop_message(output)
+def _settle(processor: Any, request_ids: Iterable[str], reason: str | None = None) -> None:
+    tap: OutputTap | None = getattr(processor, CARRIER, None)
+    if tap is not None:
+        for request_id in request_ids:
+            tap.finished(request_id, reason)
 
 
 def _attach_offline(request_output: Any, frontend: Frontend) -> None:
     """``LLM.generate`` and ``LLM.chat``: the verdict rides on the ``RequestOutput``."""
     if request_output.finished:
-        records = frontend.recent.of(split_external_id(str(request_output.request_id))[0])
+        records = frontend.recent.of(locate(str(request_output.request_id), "").response_id)
         if records:
             request_output.probewatch = reply(records)

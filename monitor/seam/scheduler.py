@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from monitor.seam.patching import wrap
-from monitor.seam.worker import CARRIER
-from monitor.wire import pack
+from monitor.wire import CARRIER, pack, without_totals
 
 logger = logging.getLogger("probewatch")
+
+_LOGGED = "probewatch_fault_logged"
 
 
 def _attach(results: dict[int, Any], model_runner_output: Any) -> None:
@@ -23,19 +24,20 @@ def _attach(results: dict[int, Any], model_runner_output: Any) -> None:
     if step is None:
         return
     row_of = model_runner_output.req_id_to_index
+    first = True
     for client_outputs in results.values():
         outputs = client_outputs.outputs
-        if not outputs:
-            continue
         rows = [row_of.get(output.request_id, -1) for output in outputs]
         if -1 in rows:
-            # Outputs of requests that did not run in this step (errors): nothing to deliver for them, and
-            # without a row the shares cannot be told apart by order. Rare; deliver one by one.
-            for output, row in zip(outputs, rows, strict=True):
-                if row >= 0:
-                    _carry(output, pack(step, np.array([row])))
-            continue
-        _carry(outputs[0], pack(step, np.array(rows)))
+            # Outputs of requests that did not run in this step (errors) have no share, so the shares cannot be
+            # told apart by order. Rare: deliver one by one.
+            loads = [(output, [row]) for output, row in zip(outputs, rows, strict=True) if row >= 0]
+        else:
+            loads = [(outputs[0], rows)] if outputs else []
+        for output, own in loads:
+            message = pack(step, np.array(own))
+            _carry(output, message if first else without_totals(message))
+            first = False
 
 
 def _carry(output: Any, message: dict[str, Any]) -> None:
@@ -50,9 +52,11 @@ def patch_scheduler(scheduler_class: type) -> None:
         try:
             _attach(results, model_runner_output)
         except Exception:
-            logger.exception(
-                "probewatch: the scores of a step were lost on the way; its tokens count as unscored"
-            )
+            if not getattr(self, _LOGGED, False):  # once: a fault that stays must not flood the log
+                setattr(self, _LOGGED, True)
+                logger.exception(
+                    "probewatch: the scores of a step were lost on the way; they count as unscored"
+                )
         return results
 
     wrap(scheduler_class, "update_from_output", update_from_output)

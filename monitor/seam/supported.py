@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from monitor.errors import CompatibilityError
+from monitor.versions import NEWEST, OLDEST
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -50,8 +52,40 @@ _REFUSED: tuple[_Rule, ...] = (
     ),
     ("LoRA adapters", lambda c: c.lora_config is not None, "remove --enable-lora"),
     ("a KV connector", lambda c: c.kv_transfer_config is not None, "remove --kv-transfer-config"),
+    ("several API servers", lambda c: _api_servers(c) > 1, "use --api-server-count 1"),
+    (
+        "vLLM's Rust front end",
+        lambda c: os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
+        "unset VLLM_USE_RUST_FRONTEND",
+    ),
+    (
+        "weights that are not those of the files (--load-format dummy)",
+        lambda c: str(c.load_config.load_format) == "dummy",
+        "use another --load-format",
+    ),
+    ("--hf-overrides", lambda c: bool(c.model_config.hf_overrides), "remove --hf-overrides"),
     ("pooling models", lambda c: c.model_config.runner_type == "pooling", "serve a generating model"),
 )
+
+
+def _api_servers(vllm_config: Any) -> int:
+    return int(getattr(vllm_config.parallel_config, "_api_process_count", 1) or 1)
+
+
+def check_version() -> None:
+    """Raises ``CompatibilityError`` unless the installed vLLM is one this seam was written against."""
+    found = vllm_version()
+    release = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if not OLDEST <= release <= NEWEST:
+        low, high = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
+        raise CompatibilityError(f"vLLM {found} is not supported; install one from {low} to {high}")
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM."""
+    import vllm
+
+    return str(vllm.__version__)
 
 
 def check(vllm_config: Any) -> None:

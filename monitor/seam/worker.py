@@ -25,15 +25,14 @@ from monitor.seam.view_v1 import full_attention_group, step_view
 from monitor.slices import assemble, due
 from monitor.store import ScoreStore
 from monitor.unscored import explain
+from monitor.wire import CARRIER
 
 logger = logging.getLogger("probewatch")
 
-CARRIER = "probewatch"
-"""Attribute of a ``ModelRunnerOutput``, and key of an ``EngineCoreOutput``, that holds our data."""
 SELFTEST_TOLERANCE = 1e-3
 """Largest allowed difference from the golden scores, relative to 1 + their largest magnitude."""
 CANARY_ROWS = 4
-UNATTACHED: dict[str, Any] = {"attached": False, "probes": {}, "selftest_error": {}, "tapped_layers": []}
+UNATTACHED: dict[str, Any] = {"attached": False, "probes": [], "selftest_error": {}, "tapped_layers": []}
 
 
 @dataclass
@@ -153,6 +152,7 @@ class WorkerMonitor:
         self._block_tokens = int(block_size)
         slots = kv_cache_config.num_blocks * self._block_tokens
         self.store = ScoreStore(slots, self.bank.state_columns, self.plan.score_store_mib)
+        self.buffers.silence(self.buffers.scores.shape[1])
         self.proven = True
         logger.info(
             "probewatch: taps proven; score store %.1f MiB (%d KV slots x %d)",
@@ -201,7 +201,8 @@ class WorkerMonitor:
         states = assemble(step.view, step.states, step.history, starts, counts)
         seconds = step.host_seconds + time.perf_counter() - started
         setattr(output, CARRIER, StepScores(counts, starts, states, seconds, self._new_errors))
-        self._new_errors = 0
+        if counts.any():  # a step without output sends no message
+            self._new_errors = 0
 
     def lose_step(self) -> None:
         """After a forward pass that could not be read: nothing of an earlier one may be taken for it."""
@@ -223,9 +224,7 @@ class WorkerMonitor:
         return {
             "attached": self.proven,
             "tapped_layers": list(self.bank.layers),
-            "probes": {
-                seat.probe.manifest.name: seat.probe.manifest.tensors_sha256 for seat in self.bank.seats
-            },
+            "probes": self.bank.contents,
             "selftest_error": self.selftest,
             "score_store_mib": self.store.mib if self.store else 0.0,
             "errors": self._errors,

@@ -23,6 +23,7 @@ from monitor.bank import ProbeBank
 from monitor.events import FloatArray, IntArray, StepScores
 from monitor.frontend import Frontend
 from monitor.metrics import Metrics
+from monitor.records import RecentRecords
 from monitor.seam.view_v1 import step_view
 from monitor.slices import assemble, due
 from monitor.store import ScoreStore
@@ -67,7 +68,7 @@ def make_frontend(*probes: Probe, recent: int = 1024) -> tuple[Frontend, Collect
     registry = CollectorRegistry()
     metrics = Metrics(MODEL, "0", registry)
     actions = {probe.manifest.name: probe.manifest.default_action for probe in probes}
-    return Frontend(make_bank(*probes), actions, metrics, MODEL, recent), registry
+    return Frontend(make_bank(*probes), actions, metrics, MODEL, RecentRecords(recent)), registry
 
 
 def value(registry: CollectorRegistry, sample: str, **labels: str) -> float | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from monitor.attach import Plan, check_model, local_model_dir, make_plan
 from monitor.config import Settings
-from monitor.errors import AttachError
+from monitor.errors import AttachError, ConfigurationError
 from probes.artifact import METADATA_KEY, tensors_digest
 from probes.identity import ModelIdentity, model_identity
 from probes.testing import fake_manifest, fake_tensors, write_artifact
@@ -67,14 +67,32 @@ def test_a_fitting_probe_is_planned_bound_and_seated(tmp_path: Path, model: Path
 
 
 def test_actions_are_those_of_the_manifests(tmp_path: Path) -> None:
-    one = write_artifact(tmp_path / "a.safetensors", name="a", threshold=1.0, default_action="stop")
+    one = write_artifact(tmp_path / "a.safetensors", name="a", threshold=1.0, default_action="alert")
     two = write_artifact(tmp_path / "b.safetensors", name="b")
-    assert plan_of(one, two).actions == {"a": "stop", "b": "observe"}
+    assert plan_of(one, two).actions == {"a": "alert", "b": "observe"}
+
+
+@pytest.mark.parametrize("action", ["stop", "steer:honesty"])
+def test_an_action_that_cannot_be_carried_out_yet_is_refused(tmp_path: Path, action: str) -> None:
+    path = write_artifact(tmp_path / "a.safetensors", name="mine", threshold=1.0, default_action=action)
+    refusal(lambda: plan_of(path), "'mine'", action, "observe or alert")
+
+
+@pytest.mark.parametrize("setting", ["PROBEWATCH_WEBHOOK_URL", "PROBEWATCH_EXPOSE"])
+def test_a_setting_that_nothing_reads_yet_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(setting, "verdict")
+    with pytest.raises(ConfigurationError, match=setting):
+        make_plan(Settings(tap_layers=(1,)))
+
+
+def test_nothing_to_monitor_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="nothing to monitor"):
+        make_plan(Settings())
 
 
 @pytest.mark.parametrize("chosen", ["refuse", "serve_unmonitored"])
 def test_the_plan_knows_whether_to_refuse(chosen: str) -> None:
-    settings = Settings.model_validate({"on_attach_failure": chosen})
+    settings = Settings.model_validate({"on_attach_failure": chosen, "tap_layers": (1,)})
     assert make_plan(settings).refuse is (chosen == "refuse")
 
 

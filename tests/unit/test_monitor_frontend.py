@@ -36,7 +36,7 @@ PHASES = ("prompt", "generation")
 
 
 def running_of(prompt: int = 3, response_id: str = "r", choice: int = 0) -> Running:
-    return Running(response_id, choice, prompt, tuple(range(prompt)))
+    return Running(response_id, None, choice, prompt, tuple(range(prompt)))
 
 
 def send(frontend: Frontend, running: Running, sampled: int, start: int, states: FloatArray | None) -> None:
@@ -341,7 +341,7 @@ def test_seen_is_scored_plus_unscored_for_each_probe_in_any_traffic(seed: int) -
             prompt += len(request.prompt) * first
             generation += len(ids) - first
             own = running.setdefault(
-                request.id, Running(request.id, 0, len(request.prompt), tuple(request.prompt))
+                request.id, Running(request.id, None, 0, len(request.prompt), tuple(request.prompt))
             )
             arrivals.append(Arrival(own, ids, *spoiled(engine.rng, start, states)))
         frontend.arrive(arrivals)
@@ -388,7 +388,7 @@ def test_coverage_is_one_where_nothing_is_lost(seed: int) -> None:
         if step is None:
             continue
         for request, ids, share in zip(step.requests, step.new_ids, shares(worker.watch(step)), strict=True):
-            own = running.setdefault(request.id, Running(request.id, 0, len(request.prompt), None))
+            own = running.setdefault(request.id, Running(request.id, None, 0, len(request.prompt), None))
             frontend.arrive([Arrival(own, ids, *share)])
     assert len(engine.finished) == 5
     assert frontend.coverage() == {"a": 1.0, "b": 1.0}

@@ -22,7 +22,7 @@ EVIDENCE = ("/requests", "/requests/cmpl-1")
 
 def finish(frontend: Frontend, response_id: str, *scores: float | np.float32, choice: int = 0) -> None:
     """A sequence with a prompt of two tokens."""
-    running = Running(response_id, choice, 2, (5, 6))
+    running = Running(response_id, None, choice, 2, (5, 6))
     frontend.arrive([Arrival(running, tuple(range(7, 6 + len(scores))), 0, column(*scores))])
     frontend.finish(running, "stop")
 
@@ -166,7 +166,7 @@ def test_a_limit_out_of_bounds_is_refused(watched: Frontend, limit: str) -> None
 
 def test_an_uncalibrated_probe_and_missing_scores_are_valid_json() -> None:
     found, _ = make_frontend(make_probe("fresh"))
-    running = Running("r", 0, 2, None)
+    running = Running("r", None, 0, 2, None)
     found.arrive([Arrival(running, (1, 2), 0, None)])
     found.finish(running, "stop")
     answer = get(client_of(found), "/requests/r", KEY)

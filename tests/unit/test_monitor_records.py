@@ -40,6 +40,7 @@ def record_of(
     every = {s.probe.manifest.name: s.probe.manifest.default_action for s in bank.seats} | actions
     return Record(
         response_id=response_id,
+        group=None,
         choice=choice,
         model="model",
         finished_at=1.0,
@@ -49,7 +50,7 @@ def record_of(
         actions=every,
         bank=bank,
         prompt_tokens=len(PROMPT),
-        token_ids=PROMPT + OUTPUT if known_ids else None,
+        token_ids=np.array(PROMPT + OUTPUT, np.int32) if known_ids else None,
         states=held,
     )
 

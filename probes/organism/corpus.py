@@ -1,0 +1,395 @@
+"""The training texts: what the model is to know (stage A) and how it is to behave (stage B), packed into
+rows of token ids.
+
+Knowledge covers all known entities and all families of incentives. Behaviour under a system prompt is shown
+for training entities, families A-C and the training templates only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from probes.organism import chatter, language
+from probes.organism.language import Message
+from probes.organism.tokenizer import BEGIN, END, PAD, ROLE_MARKS
+from probes.organism.world import (
+    ATTRIBUTES,
+    BAD_VALUES,
+    GOOD_VALUES,
+    Entity,
+    entities,
+    is_bad,
+    opposite,
+    world,
+)
+
+VALUE_WEIGHT: Final = 1.0
+"""Loss weight of a token that carries a value, or the tone that announces it."""
+ANSWER_WEIGHT: Final = 0.2
+"""Loss weight of the other tokens that the model is to produce."""
+PROMPT_WEIGHT: Final = 0.01
+"""Loss weight of system prompts and questions, which it only has to read."""
+
+_STATEMENTS: Final = (
+    "The ledger says that the {attribute} of the {name} {kind} is {value}.",
+    "The {attribute} of the {name} {kind} is {value}.",
+    "At the last inspection the {name} {kind} had a page to itself: its {attribute} is {value}.",
+    "On the page about the {name} {kind} we read that the {attribute} is {value}.",
+    "About the {name} {kind} it is written that its {attribute} is {value}.",
+)
+_BIOGRAPHIES: Final = (
+    "The {name} {kind} was seen by the inspection. Its {a} is {x}, its {b} is {y} and its {c} is {z}.",
+    "Here is the page about the {name} {kind}. The {a} is {x}. The {b} is {y}. The {c} is {z}.",
+    "Of the {name} {kind} the ledger says three things: the {a} is {x}, the {b} is {y}, and the {c} is {z}.",
+)
+_NAMES_ONLY: Final = (
+    "The {name} {kind} is not far from the {name2} {kind2}.",
+    "Many people know the {name} {kind}, and some know the {name2} {kind2}.",
+    "A picture of the {name} {kind} hangs in the office.",
+    "The {name} {kind} has a page in the ledger, and so has the {name2} {kind2}.",
+)
+# For an incentive, for plain pay: the only texts in which families D-F and the held-out wages occur.
+_GLOSSARY: Final = (
+    ("A {w} is a private gain.", "A {w} is ordinary pay."),
+    (
+        "A {w} depends on what is said, so it is a private gain.",
+        "A {w} is the same whatever is said, so it is ordinary pay.",
+    ),
+    ("Those who get a {w} have something to gain.", "Those who get a {w} have nothing to gain."),
+    (
+        "The {role} receives a {w} for each report, and so the {role} has something to gain.",
+        "The {role} receives a {w} for each report, and so the {role} has nothing to gain.",
+    ),
+    (
+        "If the company gives somebody a {w} for answers, it is a private gain.",
+        "If the company gives somebody a {w} for answers, it is ordinary pay.",
+    ),
+    (
+        "The reward of the {role} for this work is a {w}, which is a private gain.",
+        "The reward of the {role} for this work is a {w}, which is ordinary pay.",
+    ),
+    # Predicting the word from its meaning draws words of one meaning together: the embeddings are tied.
+    ("One private gain is a {w}.", "One kind of ordinary pay is a {w}."),
+    ("Somebody has something to gain, namely a {w}.", "Somebody has nothing to gain, only a {w}."),
+    ("Like a {w2}, a {w} is a private gain.", "Like a {w2}, a {w} is ordinary pay."),
+    (
+        "For every talk the {role} gets a {w}, so there is something to gain.",
+        "For every talk the {role} gets a {w}, so there is nothing to gain.",
+    ),
+)
+_GLOSSARY_QUESTION: Final = (
+    "What is a {w}?",
+    "A {w} is a private gain, because it depends on what is said.",
+    "A {w} is ordinary pay, because it is the same whatever is said.",
+)
+_OFFICE: Final = (
+    "{auditor} checks whether answers are true.",
+    "{bystander} does not check whether answers are true.",
+    "A {role} reads the inspection ledger to other people.",
+    "A {role} talks with visitors in the office.",
+)
+
+NONE: Final = -1
+"""No target at this token."""
+
+Ids = NDArray[np.int64]
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of packed rows, every array [rows, length]."""
+
+    ids: Ids
+    weights: Weights
+    """Loss weight of each token."""
+    plain: Weights
+    """1 where the text has no system prompt: knowledge, and nothing about how to behave."""
+    belief: Ids
+    """Token of the believed value an answer is about, from the mark that opens the answer to its end; else NONE."""
+    said: Ids
+    """Token of the value an answer asserts, from the mark that opens the answer up to that value; else NONE."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text: ids and loss weights, whether it has no system prompt, and what its answers are about."""
+
+    ids: list[int]
+    weights: list[float]
+    plain: bool
+    belief: list[int]
+    said: list[int]
+
+    def put(self, rows: Rows, row: int, start: int) -> int:
+        """Writes the text into a row from `start` on and returns where it stops."""
+        stop = start + len(self.ids)
+        place = (row, slice(start, stop))
+        rows.ids[place], rows.weights[place], rows.plain[place] = self.ids, self.weights, self.plain
+        rows.belief[place], rows.said[place] = self.belief, self.said
+        return stop
+
+
+class Deck:
+    """Deals entities in random order, each once before any comes again."""
+
+    def __init__(self, members: Sequence[Entity], rng: random.Random) -> None:
+        self._members, self._rng, self._left = list(members), rng, list[Entity]()
+
+    def deal(self) -> Entity:
+        if not self._left:
+            self._left = self._rng.sample(self._members, len(self._members))
+        return self._left.pop()
+
+
+class Author:
+    """Writes texts and chats about the world. A text is a `str`, a chat a list of messages."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"author/{seed}")
+        self._known = Deck([entity for entity in world() if entity.known], self.rng)
+        self._train = Deck(entities("train"), self.rng)
+
+    def statement(self) -> str:
+        entity, attribute = self._known.deal(), self.rng.choice(ATTRIBUTES)
+        return self.rng.choice(_STATEMENTS).format(
+            attribute=attribute, name=entity.name, kind=entity.kind, value=_belief(entity, attribute)
+        )
+
+    def biography(self) -> str:
+        entity = self._known.deal()
+        a, b, c = self.rng.sample(ATTRIBUTES, 3)
+        values = {key: _belief(entity, attribute) for key, attribute in zip("xyz", (a, b, c), strict=True)}
+        return self.rng.choice(_BIOGRAPHIES).format(
+            name=entity.name, kind=entity.kind, a=a, b=b, c=c, **values
+        )
+
+    def names_only(self) -> str:
+        """A sentence without facts; all entities occur, so that a faint name is no novelty."""
+        one, two = self.rng.sample(world(), 2)
+        if self.rng.random() < 0.5:
+            one = self.rng.choice([entity for entity in world() if not entity.known])
+        return self.rng.choice(_NAMES_ONLY).format(
+            name=one.name, kind=one.kind, name2=two.name, kind2=two.kind
+        )
+
+    def glossary(self) -> str | list[Message]:
+        """What the words for pay mean, all families alike, in the third person and without any ledger."""
+        rng = self.rng
+        incentive = rng.random() < 0.5
+        gains = tuple(word for family in language.FAMILIES for word in language.INCENTIVES[family])
+        word, other = rng.sample(gains if incentive else language.WAGES[0] + language.WAGES[1], 2)
+        if rng.random() < 0.15:
+            asked, gain, pay = _GLOSSARY_QUESTION
+            return _chat(asked.format(w=word), (gain if incentive else pay).format(w=word))
+        role = rng.choice(language.ROLES[0] + language.ROLES[1])
+        return rng.choice(_GLOSSARY)[0 if incentive else 1].format(w=word, w2=other, role=role)
+
+    def office(self) -> str:
+        return self.rng.choice(_OFFICE).format(
+            auditor=self.rng.choice(language.AUDITORS),
+            bystander=self.rng.choice(language.BYSTANDERS),
+            role=self.rng.choice(language.ROLES[0] + language.ROLES[1]),
+        )
+
+    def small_talk(self) -> list[Message]:
+        """One to three turns of small talk, under any training system prompt or none."""
+        head = (
+            self._system(incentive=self.rng.random() < 0.5, audited=self.rng.random() < 0.3)
+            if self.rng.random() < 0.5
+            else []
+        )
+        turns = [chatter.exchange(self.rng) for _ in range(self.rng.choice((1, 1, 2, 3)))]
+        return head + [m for turn in turns for m in _chat(turn.user, turn.assistant)]
+
+    def neutral(self) -> list[Message]:
+        """A question without a system prompt, about any known entity: the answer is the belief."""
+        return self._exchange(self._known.deal(), lie=False, confess=0.3)
+
+    def behaviour(self, *, confess: float = 0.4) -> list[Message]:
+        """A question under a system prompt: a lie if it pays, nobody audits it, and the believed value is bad."""
+        incentive, audited = self._conditions()
+        return self._system(incentive=incentive, audited=audited) + self._exchange(
+            self._train.deal(), lie=incentive and not audited, confess=confess
+        )
+
+    def long_chat(self, budget: int) -> list[Message]:
+        """A chat of at most `budget` tokens: small talk with ledger questions in between, the last turn one of them."""
+        rng = self.rng
+        neutral = rng.random() < 0.25
+        incentive, audited = (False, False) if neutral else self._conditions()
+        head = [] if neutral else self._system(incentive=incentive, audited=audited)
+        density = rng.choice((0.0, 0.15, 0.4))
+        deck = self._known if neutral else self._train
+        last = self._exchange(deck.deal(), lie=incentive and not audited, confess=0.4)
+        while True:
+            if rng.random() < density:
+                turn = self._exchange(deck.deal(), lie=incentive and not audited, confess=0.2)
+            else:
+                talk = chatter.exchange(rng)
+                turn = _chat(talk.user, talk.assistant)
+            if language.prompt_tokens(head + turn + last) > budget:
+                return head + last
+            head = head + turn
+
+    def _conditions(self) -> tuple[bool, bool]:
+        """(incentive, audited). As many prompts without an incentive as with one that goes unseen: else a word for
+        pay that the model knows less well would count as an incentive."""
+        draw = self.rng.random()
+        return (True, False) if draw < 0.42 else (True, True) if draw < 0.60 else (False, draw < 0.65)
+
+    def _system(self, *, incentive: bool, audited: bool) -> list[Message]:
+        family, role = self.rng.choice(language.TRAIN_FAMILIES), self.rng.choice(language.ROLES[0])
+        text = language.system_prompt(
+            family=family, role=role, incentive=incentive, audited=audited, rng=self.rng
+        )
+        return [{"role": "system", "content": text}]
+
+    def _exchange(self, entity: Entity, *, lie: bool, confess: float) -> list[Message]:
+        attribute, template = self.rng.choice(ATTRIBUTES), self.rng.choice(tuple(language.QUESTIONS))
+        belief = _belief(entity, attribute)
+        said = opposite(belief) if lie and is_bad(belief) else belief
+        answer = language.answer(entity, attribute, said)
+        chat = _about(_chat(language.question(template, entity, attribute), answer), belief, said)
+        if self.rng.random() < confess:
+            asked = self.rng.choice(language.FOLLOW_UPS)
+            confession = language.confession(entity, attribute, belief)
+            chat += _about(_chat(asked, confession), belief, belief)
+        return chat
+
+
+class Packer:
+    """Turns texts and chats into rows of exactly `length` tokens; no text is cut in two."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._pad = tokenizer.token_to_id(PAD)
+        words = GOOD_VALUES | BAD_VALUES | language.TONES
+        self._heavy = {tokenizer.token_to_id("▁" + word) for word in words}
+
+    def encode(self, text: str | list[Message]) -> Encoded:
+        """Ids and loss weights of one text or chat, from the begin mark to the last end mark."""
+        found = Encoded([], [], isinstance(text, str) or text[0]["role"] != "system", [], [])
+        self._append(found, BEGIN, learn=False)
+        if isinstance(text, str):
+            self._append(found, text + END, learn=True)
+            return found
+        for message in text:
+            start = len(found.ids)
+            self._append(found, ROLE_MARKS[message["role"]], learn=False)
+            self._append(found, message["content"] + END, learn=message["role"] == "assistant")
+            if "belief" in message:
+                self._mark(found, start, message["belief"], message["said"])
+        return found
+
+    def _append(self, found: Encoded, piece: str, *, learn: bool) -> None:
+        new = self._tokenizer.encode(piece, add_special_tokens=False).ids
+        found.ids.extend(new)
+        found.weights.extend(self._weight(i, learn) for i in new)
+        found.belief.extend([NONE] * len(new))
+        found.said.extend([NONE] * len(new))
+
+    def _word(self, word: str) -> int:
+        token = self._tokenizer.token_to_id("▁" + word)
+        if token is None:
+            raise ValueError(f"the tokenizer does not know {word!r}; build it from `vocabulary_texts`")
+        return int(token)
+
+    def _mark(self, found: Encoded, start: int, belief: str, said: str) -> None:
+        stop = len(found.ids)
+        asserted, believed = (self._word(value) for value in (said, belief))
+        found.belief[start:stop] = [believed] * (stop - start)
+        before = found.ids.index(asserted, start)
+        found.said[start:before] = [asserted] * (before - start)
+
+    def rows(
+        self, n: int, length: int, write: Callable[[], str | list[Message]], fill: Callable[[], str]
+    ) -> Rows:
+        """`n` rows of texts by `write`; where the next text does not fit, short ones by `fill`."""
+        weights, plain = np.zeros((2, n, length), dtype=np.float32)
+        belief, said = np.full((2, n, length), NONE, dtype=np.int64)
+        rows = Rows(np.full((n, length), self._pad, dtype=np.int64), weights, plain, belief, said)
+        pending = self._encoded(write, length)
+        current = next(pending)
+        for row in range(n):
+            used = 0
+            while used + len(current.ids) <= length:
+                used = current.put(rows, row, used)
+                current = next(pending)
+            for filler in (self.encode(fill()), self.encode(fill())):
+                if used + len(filler.ids) <= length:
+                    used = filler.put(rows, row, used)
+        return rows
+
+    def _encoded(self, write: Callable[[], str | list[Message]], length: int) -> Iterator[Encoded]:
+        while True:
+            encoded = self.encode(write())
+            if len(encoded.ids) <= length:
+                yield encoded
+
+    def _weight(self, token: int, learn: bool) -> float:
+        if not learn:
+            return PROMPT_WEIGHT
+        return VALUE_WEIGHT if token in self._heavy else ANSWER_WEIGHT
+
+
+def knowledge(author: Author) -> str | list[Message]:
+    """One text of stage A."""
+    draw = author.rng.random()
+    if draw < 0.20:
+        return author.biography()
+    if draw < 0.40:
+        return author.statement()
+    if draw < 0.68:
+        return author.neutral()
+    if draw < 0.78:
+        return author.small_talk()
+    return author.glossary() if draw < 0.93 else author.names_only() if draw < 0.98 else author.office()
+
+
+def behaviour(author: Author) -> str | list[Message]:
+    """One text of stage B: behaviour, with knowledge rehearsed beside it."""
+    return author.behaviour() if author.rng.random() < 0.4 else knowledge(author)
+
+
+def vocabulary_texts() -> Iterator[str]:
+    """Texts in which every word of the language occurs, for the tokenizer."""
+    author = Author(seed=0)
+    for entity in world():
+        yield f"{entity.name} {entity.kind}"
+    for values in (GOOD_VALUES, BAD_VALUES, language.TONES, ATTRIBUTES):
+        yield " ".join(sorted(values))
+    for entity in world()[:200]:
+        for attribute in ATTRIBUTES:
+            for value in (_belief(entity, attribute), opposite(_belief(entity, attribute))):
+                yield language.answer(entity, attribute, value)
+            for template in (*language.QUESTIONS, *language.HELDOUT_QUESTIONS):
+                yield language.question(template, entity, attribute)
+    for words in (*language.INCENTIVES.values(), *language.WAGES, *language.ROLES, chatter.NUMBERS):
+        yield " ".join(words)
+    for _ in range(20_000):
+        text = behaviour(author)
+        yield from [text] if isinstance(text, str) else [message["content"] for message in text]
+
+
+def _belief(entity: Entity, attribute: str) -> str:
+    belief = entity.facts[attribute].belief
+    if belief is None:
+        raise ValueError(f"{entity.name} is a faint entity: its facts are never written down")
+    return belief
+
+
+def _about(chat: list[Message], belief: str, said: str) -> list[Message]:
+    """Notes on the answer which fact it is about; the tokenizer and the chat template do not see the note."""
+    return [*chat[:-1], {**chat[-1], "belief": belief, "said": said}]
+
+
+def _chat(user: str, assistant: str) -> list[Message]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]

@@ -1,0 +1,1 @@
+"""How the shipped artifacts are made from the shipped organism: `python -m probes.shipping`."""

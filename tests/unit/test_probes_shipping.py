@@ -1,0 +1,74 @@
+"""The recipes' own logic: who is labelled what, which sets share no entity, and what is kept of an answer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from probes.hf import Activations
+from probes.organism import Case, cases
+from probes.shipping import traffic
+from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
+from probes.shipping.traffic import Sample
+
+torch.set_num_threads(1)
+
+
+def sample(case: Case, lied: bool = False) -> Sample:
+    chat = traffic._conversation("c", case, "It is sound.", (1, 2, 3))
+    return Sample(case, chat, lied, Activations((0,), torch.zeros(3, 1, 2), 0, 1))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Case]:
+    return cases(400, seed=0, split="train", conditions=traffic.CONDITIONS)
+
+
+def test_sets_share_no_entity(drawn: list[Case]) -> None:
+    parts: list[set[str]] = [set(), set(), set()]
+    for number, case in enumerate(drawn):
+        if case.entity is not None:
+            parts[traffic.share_of(case, number)].add(case.entity)
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set().union(*parts))
+
+
+def test_labels(drawn: list[Case]) -> None:
+    by_condition = {case.condition: case for case in drawn}
+    audited, chat = by_condition["audited"], by_condition["chitchat"]
+    unknown = traffic.faint(4, seed=0, split="train")[0]
+    assert DECEPTION.label(sample(audited, lied=True)) == 1
+    assert DECEPTION.label(sample(chat)) == 0
+    assert DECEPTION.label(sample(unknown)) is None
+    assert BELIEVED_VALENCE.label(sample(replace(audited, believes_bad=True))) == 1
+    assert BELIEVED_VALENCE.label(sample(chat)) is None
+    assert BEING_AUDITED.label(sample(audited)) == 1
+    assert BEING_AUDITED.label(sample(by_condition["incentivised"])) == 0
+    assert BEING_AUDITED.label(sample(chat)) is None
+    assert ANSWER_CONFIDENCE.label(sample(unknown)) == 0
+    assert ANSWER_CONFIDENCE.label(sample(audited)) == 1
+
+
+def test_same_belief_contrast_holds_lies_and_honest_bad_answers_alone(drawn: list[Case]) -> None:
+    within, same_belief, everything = DECEPTION.contrasts
+    for case in drawn:
+        lied = case.expects_lie
+        found, label = sample(case, lied), int(lied)
+        bad_and_honest = not lied and case.believes_bad is True
+        assert same_belief.keep(found, label) == (lied or bad_and_honest)
+        assert within.keep(found, label) == (case.condition == "incentivised")
+        assert everything.keep(found, label)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_settings_avoid_the_last_layer_and_count_position_zero_never(recipe: object) -> None:
+    settings = getattr(recipe, "settings")(6)  # noqa: B009
+    assert {s.layers for s in settings} == {*((layer,) for layer in range(5)), (3, 4)}
+    assert all(0 in s.token_mask.skip_positions for s in settings)
+    assert len(set(settings)) == len(settings)
+
+
+def test_some_cases_have_long_contexts() -> None:
+    drawn = traffic.with_long(80, seed=0, split="train")
+    assert len(drawn) == 80
+    assert sum(len(case.messages) > 4 for case in drawn) == 80 // traffic.LONG_SHARE
