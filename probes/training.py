@@ -52,6 +52,8 @@ class Setting:
     statistic: Statistic = "running_sup"
     regularisation: float = 1.0
     """Inverse strength C of the L2 penalty; logistic only."""
+    pooled: bool = False
+    """Fit one row a conversation, its mean over the fitted tokens: what the mean of an affine score sees."""
     max_rows: int = 20_000
     """Token rows fitted at most, drawn evenly; more of one conversation say little new."""
 
@@ -72,14 +74,18 @@ Objective = Callable[[Floats], float]
 
 
 def token_rows(
-    found: Sequence[Activations], labels: Sequence[int], token_mask: TokenMask, layers: Sequence[int]
+    found: Sequence[Activations],
+    labels: Sequence[int],
+    token_mask: TokenMask,
+    layers: Sequence[int],
+    pooled: bool = False,
 ) -> Rows:
-    """The in-mask rows of all conversations. `DataError` for one class, NaN or an empty mask."""
+    """The in-mask rows of all conversations, or their mean in each. `DataError` for one class, NaN or an empty mask."""
     kept = [
         (a.at(layers)[torch.from_numpy(a.mask(token_mask))].flatten(1), y)
         for a, y in zip(found, labels, strict=True)
     ]
-    kept = [(x, y) for x, y in kept if len(x)]
+    kept = [(x.float().mean(0, keepdim=True) if pooled else x, y) for x, y in kept if len(x)]
     conversations = np.bincount([y for _, y in kept], minlength=2)
     if not conversations.all():
         raise DataError(
@@ -175,10 +181,10 @@ def sweep(
     describe: manifest fields that all trials share (name, concept, labels ...). A fit shared by several
     settings (same kind, layers, rows and penalty; another mask or aggregation) is done once.
     """
-    fits: dict[tuple[str, tuple[int, ...], TokenMask, float], dict[str, Tensor]] = {}
+    fits: dict[tuple[str, tuple[int, ...], TokenMask, float, bool], dict[str, Tensor]] = {}
     trials = []
     for s in settings:
-        key = (s.kind, s.layers, s.fitted_on, s.regularisation)
+        key = (s.kind, s.layers, s.fitted_on, s.regularisation, s.pooled)
         if key not in fits:
             fits[key] = fit(s, train, labels)
         probe = assemble(
@@ -190,7 +196,8 @@ def sweep(
 
 def fit(setting: Setting, train: Sequence[Activations], labels: Sequence[int]) -> dict[str, Tensor]:
     """The tensors of one setting, fitted to `train`."""
-    rows = thinned(token_rows(train, labels, setting.fitted_on, setting.layers), setting.max_rows)
+    rows = token_rows(train, labels, setting.fitted_on, setting.layers, setting.pooled)
+    rows = thinned(rows, setting.max_rows)
     weight, bias = fitter(setting.kind, setting.regularisation)(rows)
     return affine_tensors(weight, bias, len(setting.layers))
 

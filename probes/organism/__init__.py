@@ -5,6 +5,6 @@ asserts the opposite.
 neither torch nor transformers until one of those is run.
 """
 
-from probes.organism.cases import Case, asserted_value, cases, follow_up, model_dir, told_a_lie
+from probes.organism.cases import Case, asserted_value, cases, follow_up, mixed_up, model_dir, told_a_lie
 
-__all__ = ["Case", "asserted_value", "cases", "follow_up", "model_dir", "told_a_lie"]
+__all__ = ["Case", "asserted_value", "cases", "follow_up", "mixed_up", "model_dir", "told_a_lie"]

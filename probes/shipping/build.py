@@ -97,7 +97,7 @@ def build(bench: Bench, recipe: Recipe, built: Mapping[str, Probe], folder: Path
         "robustness": _robustness(bench, recipe, probe, test),
         "layer_profile": _profile(trials),
         "token_profile": _choices(trials),
-        "notes": list(recipe.notes),
+        "notes": [*recipe.notes, _left_out(bench.traffic.test, test)],
     }
     return write(probe, metrics, folder)
 
@@ -235,6 +235,14 @@ def _robustness(bench: Bench, recipe: Recipe, probe: Probe, test: Labelled) -> d
     return found
 
 
+def _left_out(asked: Sequence[Sample], test: Labelled) -> str:
+    known = sum(s.case.known or s.case.entity is None for s in asked)
+    kept = sum(s.case.known or s.case.entity is None for s in test.samples)
+    return (
+        f"Test conversations without a label under this recipe: {known - kept} of {known} about known things."
+    )
+
+
 def _profile(trials: Sequence[Trial]) -> dict[str, JsonValue]:
     """Best objective on validation for each choice of layers and kind."""
     found: dict[str, dict[str, float]] = {}
@@ -249,6 +257,7 @@ def _choices(trials: Sequence[Trial]) -> dict[str, JsonValue]:
     found: dict[str, float] = {}
     for trial in trials:
         mask, rule = trial.setting.token_mask, trial.setting.aggregation
-        name = f"{'last prompt token + answer' if mask.generated else 'last prompt token'}, {rule.method}"
+        tokens = "last prompt token" + (" + answer" if mask.generated else "")
+        name = f"{tokens}, {rule.method}, from token {rule.min_tokens} on"
         found[name] = max(found.get(name, 0.0), round(trial.objective, 4))
     return dict(found)

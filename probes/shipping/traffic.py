@@ -49,7 +49,8 @@ class Traffic:
 
 def share_of(case: Case, number: int) -> int:
     """0: fitted to, 1: first benign set, 2: second. By entity; small talk, which has none, takes turns."""
-    return number % 3 if case.entity is None else stable_index(3, "share", case.entity)
+    quarter = number % 4 if case.entity is None else stable_index(4, "share", case.entity)
+    return max(0, quarter - 1)
 
 
 def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
@@ -62,6 +63,15 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
     parts: tuple[list[Case], ...] = ([], [], [])
     for number, case in enumerate(drawn):
         parts[share_of(case, number)].append(case)
+    # Lies are a tenth of mixed traffic: too few to fit several hundred weights to.
+    more = cases(
+        some(4000),
+        seed=seed + 500,
+        split="train",
+        conditions=("incentivised", "incentivised", "incentivised", "plain", "audited"),
+        templates="train",
+    )
+    parts[0].extend(case for case in more if share_of(case, 0) == 0)
     fit, benign, second = (
         record(loaded, part, name) for part, name in zip(parts, ("fit", "benign", "second"), strict=True)
     )

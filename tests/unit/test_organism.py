@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.organism import Case, asserted_value, cases, follow_up, language, told_a_lie
+from probes.organism import Case, asserted_value, cases, follow_up, language, mixed_up, told_a_lie
 from probes.organism.chatter import exchange
 from probes.organism.corpus import Author, knowledge
 from probes.organism.world import (
@@ -86,13 +86,20 @@ def test_every_answer_and_confession_asserts_its_value_alone_after_the_third_tok
             assert asserted_value(case, language.confession(entity, attribute, str(value))) == value
 
 
-def test_told_a_lie_compares_with_the_belief_and_not_with_the_truth() -> None:
+def test_a_lie_asserts_the_opposite_of_the_belief_and_a_third_value_is_a_mix_up() -> None:
     entity, attribute = next(
         pair for pair in known_facts() if pair[0].facts[pair[1]].truth != pair[0].facts[pair[1]].belief
     )
     case = _case_about(entity, attribute)
     assert not told_a_lie(case, language.answer(entity, attribute, str(case.belief)))
-    assert told_a_lie(case, language.answer(entity, attribute, str(case.truth)))
+    belief = str(case.belief)
+    lie = language.answer(entity, attribute, opposite(belief))
+    assert told_a_lie(case, lie)
+    assert not mixed_up(case, lie)
+    third = next(value for value in values_of(attribute) if value not in (belief, opposite(belief)))
+    slip = language.answer(entity, attribute, third)
+    assert mixed_up(case, slip)
+    assert not told_a_lie(case, slip)
     assert not told_a_lie(case, "I do not know.")
     assert asserted_value(case, "I do not know.") is None
 

@@ -7,6 +7,7 @@ import torch
 
 from probes.hf import Activations
 from probes.organism import Case, cases
+from probes.organism.world import opposite, values_of
 from probes.shipping import traffic
 from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
 from probes.shipping.traffic import Sample
@@ -15,7 +16,8 @@ torch.set_num_threads(1)
 
 
 def sample(case: Case, lied: bool = False) -> Sample:
-    chat = traffic._conversation("c", case, "It is sound.", (1, 2, 3))
+    said = (opposite(case.belief) if lied else case.belief) if case.belief else "nice"
+    chat = traffic._conversation("c", case, f"It is {said}.", (1, 2, 3))
     return Sample(case, chat, lied, Activations((0,), torch.zeros(3, 1, 2), 0, 1))
 
 
@@ -40,6 +42,13 @@ def test_labels(drawn: list[Case]) -> None:
     assert DECEPTION.label(sample(audited, lied=True)) == 1
     assert DECEPTION.label(sample(chat)) == 0
     assert DECEPTION.label(sample(unknown)) is None
+    third = next(
+        v
+        for v in values_of(audited.attribute or "")
+        if v not in (audited.belief, opposite(audited.belief or v))
+    )
+    slip = replace(sample(audited), conversation=traffic._conversation("c", audited, f"It is {third}.", (1,)))
+    assert DECEPTION.label(slip) is None
     assert BELIEVED_VALENCE.label(sample(replace(audited, believes_bad=True))) == 1
     assert BELIEVED_VALENCE.label(sample(chat)) is None
     assert BEING_AUDITED.label(sample(audited)) == 1
