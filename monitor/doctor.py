@@ -67,9 +67,7 @@ def local_findings(model: Path | None) -> Iterator[Finding]:
     yield _compiler()
     yield _entry_points()
     yield _allowlist()
-    yield _guarded(
-        "configuration", lambda: f"{len(make_plan(load_settings()).probes)} probes configured, all sound"
-    )
+    yield _guarded("configuration", _configuration)
     if model is not None:
         yield _guarded("probes fit the model", lambda: _fit(model))
     yield _shipped()
@@ -139,6 +137,13 @@ def _guarded(check: str, describe: Callable[[], str]) -> Finding:
         return Finding(check, describe(), True)
     except MonitorError as error:
         return Finding(check, str(error), False, "see what was found")
+
+
+def _configuration() -> str:
+    settings = load_settings()
+    if not settings.probes and not settings.tap_layers:
+        return "nothing configured in this shell; `probewatch serve --probe FILE` needs nothing"
+    return f"{len(make_plan(settings).probes)} probes configured, all sound"
 
 
 def _fit(model: Path) -> str:

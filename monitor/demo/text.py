@@ -166,7 +166,11 @@ def summary(tally: Tally, gauges: Gauges, found: Sequence[Check], seconds: float
         )
     if tally.unclear:
         rows.append(
-            ("unclear", "", f"{tally.unclear} answers gave no value, or one of another thing, and count as neither")
+            (
+                "unclear",
+                "",
+                f"{tally.unclear} answers gave no value, or one of another thing, and count as neither",
+            )
         )
     coverage = f", coverage {percent(gauges.coverage)}" if gauges.coverage is not None else ""
     rows.append(("tokens", "", f"{gauges.tokens_scored:,} scored{coverage}"))

@@ -232,4 +232,4 @@ def test_the_demo_catches_the_lies_and_says_so(server: Server, tmp_path: Path) -
 def test_an_unknown_request_and_a_shut_door_say_what_to_do(server: Server) -> None:
     reply = requests.get(f"{server.url}/v1/probewatch/requests/chatcmpl-none", timeout=10)
     assert reply.status_code == 404
-    assert "remembered" in reply.json()["detail"]
+    assert "remembered" in reply.text  # vLLM wraps errors in its own shape

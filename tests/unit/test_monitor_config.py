@@ -48,6 +48,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "STORE_TEXT": ("1", True),
     "WEBHOOK_URL": ("https://example.org/hook", "https://example.org/hook"),
     "RECENT_REQUESTS": ("2048", 2048),
+    "RECENT_MIB": ("64", 64),
     "TAP_COLUMNS": ("32", 32),
     "SCORE_STORE_MIB": ("64", 64),
 }

@@ -54,7 +54,9 @@ def get(client: TestClient, path: str, headers: dict[str, str] | None = None, st
 
 def test_status_needs_no_key_and_tells_what_is_attached(watched: Frontend) -> None:
     found = get(client_of(watched, key=None), "/status")
-    assert found["attached"] is True
+    assert found["attached"] is False, "nothing has proven the taps yet"
+    watched.confirm()
+    assert get(client_of(watched, key=None), "/status")["attached"] is True
     assert (found["vllm_version"], found["runner"], found["tapped_layers"]) == ("0.32.0", "v1", [1, 2])
     assert found["model"] == "model"
     assert [probe["name"] for probe in found["probes"]] == ["lie"]
