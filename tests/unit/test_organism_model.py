@@ -135,8 +135,7 @@ def test_wilson_interval_has_known_values() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Path:
-    if not (model_dir() / "model.safetensors").is_file():
-        pytest.skip(f"no model in {model_dir()}: run `python -m probes.organism`")
+    assert (model_dir() / "model.safetensors").is_file(), "the shipped model is missing: run `make organism`"
     return model_dir()
 
 
