@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test test-unit lint bench organism probes clean
+.PHONY: help setup demo test test-unit lint bench host-bench storm soak compat organism probes clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup:  ## build or update .venv, exactly as deploy/local/requirements-cpu.lock says
 	@deploy/local/setup
@@ -26,6 +26,18 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
+
+compat: setup  ## look for all that the monitor touches in vLLM's released wheels; writes docs/compatibility.md
+	@$(PYTHON_ENV)/python -m deploy.compat --write $(COMPAT_ARGS)
+
+host-bench: setup  ## host work of one engine step at 256 running requests and 8 probes
+	@$(PYTHON_ENV)/python -m bench.host
+
+storm: setup  ## the random storm in its long form: more than 100,000 scored tokens, with and without drafts
+	@$(PYTHON_ENV)/python -m pytest tests/engine/test_storm.py -q -s --storm-requests 1500 $(STORM_ARGS)
+
+soak: setup  ## 25 minutes of mixed traffic on one server; what its memory does
+	@$(PYTHON_ENV)/python -m bench.soak $(SOAK_ARGS)
 
 organism: setup  ## train the model that lies, from scratch, on CPU
 	@OMP_WAIT_POLICY=PASSIVE $(PYTHON_ENV)/python -m probes.organism $(ORGANISM_ARGS)

@@ -40,7 +40,7 @@ def _round(llm: Any, seed: int, requests: int, tokens_in: int, tokens_out: int) 
 def _coverage(llm: Any) -> float | None:
     """Lowest share of tokens scored by any probe so far; None in an engine without the monitor."""
     tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
-    return None if tap is None else min(tap.frontend.coverage().values())
+    return None if tap is None else min(tap.engines.coverage().values())
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from monitor.errors import AttachError, ConfigurationError
 from probes import Probe, ProbeError, load
 from probes.identity import check_binding, model_identity
 
-AVAILABLE_ACTIONS = ("observe", "alert")
-NOT_YET = ("vectors", "expose", "probe_dir", "evidence_path", "store_text", "webhook_url", "webhook_secret")
+AVAILABLE_ACTIONS = ("observe", "alert", "stop")
+NOT_YET = ("vectors", "evidence_path", "store_text", "webhook_url", "webhook_secret")
 """Settings of the contract that nothing reads yet: refused, for nobody shall wait for alerts that never come."""
 
 
@@ -27,6 +27,8 @@ class Plan:
     score_store_mib: int
     refuse: bool = True
     """Whether a server must not start unmonitored."""
+    tap_norms: bool = False
+    """Whether the taps measure norms even if no configured probe asks for them (cosine probes may come later)."""
     failure: str | None = None
     """Why there is nothing to attach, on a server that serves all the same."""
 
@@ -38,7 +40,7 @@ class Plan:
     def bank(self, d_model: int, n_layers: int) -> ProbeBank:
         """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""
         readers = {layer: f"probe {p.manifest.name!r}" for p in self.probes for layer in p.manifest.layers}
-        layers = tuple(sorted({*self.tap_layers, *readers}))
+        layers = tuple(sorted({*(self.tap_layers or quartiles(n_layers)), *readers}))
         if layers and layers[-1] >= n_layers:
             asked = readers.get(layers[-1], "PROBEWATCH_TAP_LAYERS")
             raise AttachError(
@@ -50,7 +52,12 @@ class Plan:
                     f"probe {probe.manifest.name!r} reads d_model {probe.manifest.d_model}, the model has {d_model}; "
                     "use a probe trained on this model"
                 )
-        return ProbeBank(self.probes, layers, d_model, self.tap_columns)
+        return ProbeBank(self.probes, layers, d_model, self.tap_columns, norms=self.tap_norms)
+
+
+def quartiles(n_layers: int) -> tuple[int, ...]:
+    """Blocks after a quarter, half and three quarters of the model: tapped by default, for probes that come later."""
+    return tuple(sorted({max(0, n_layers * part // 4 - 1) for part in (1, 2, 3)}))
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -80,6 +87,7 @@ def make_plan(settings: Settings) -> Plan:
         settings.tap_columns,
         settings.score_store_mib,
         settings.on_attach_failure == "refuse",
+        settings.tap_norms,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from torch import Tensor
 from monitor.errors import AttachError
 from monitor.events import FloatArray
 from probes import Probe
+
+Selection = slice | npt.NDArray[np.intp]
 
 LARGEST_BIAS = 2.0**16
 """Beyond it, float32 can no longer tell the factors of an affine state from its bias."""
@@ -27,6 +30,8 @@ class Seat:
     states: slice
     layer_rows: tuple[int, ...]
     """Index among the tapped layers of each layer the probe reads."""
+    factors: tuple[float, ...] | None
+    """Of each layer, folded into the columns, when the state is one affine number; else None."""
     bias: float | None
     """Set when the state is one affine number: then it is the columns' sum over layers plus this."""
 
@@ -39,8 +44,8 @@ class _AffineGroup:
     """
 
     layer_rows: tuple[int, ...]
-    columns: npt.NDArray[np.intp]
-    states: npt.NDArray[np.intp]
+    columns: Selection
+    states: Selection
     bias: FloatArray
 
 
@@ -52,41 +57,102 @@ class ProbeBank:
     states of all such probes are sums over layers; the others go through the probe library.
     """
 
-    def __init__(self, probes: Sequence[Probe], layers: Sequence[int], d_model: int, capacity: int) -> None:
+    layers: tuple[int, ...]
+    epoch: int
+    capacity: int
+    needs_norm: bool
+    seats: tuple[Seat, ...]
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        layers: Sequence[int],
+        d_model: int,
+        capacity: int,
+        before: ProbeBank | None = None,
+        norms: bool = False,
+    ) -> None:
+        """``capacity``: columns of a tap, at least. ``norms``: whether the taps measure norms in any case.
+
+        ``before``: the bank this one follows on a running server. A probe that it holds keeps its place, and neither
+        layers nor room can change any more. Raises ``AttachError``.
+        """
         names = [probe.manifest.name for probe in probes]
         if len(set(names)) != len(names):
             raise AttachError(f"probe names must differ, found {', '.join(names)}; rename one artifact")
         self.layers = tuple(layers)
-        self.needs_norm = any(probe.needs_norm for probe in probes)
+        self.d_model = d_model
+        self.epoch = 0 if before is None else before.epoch + 1
+        """How many times the probes of this server have changed."""
+        asked = norms or any(probe.needs_norm for probe in probes)
+        self.needs_norm = asked if before is None else before.needs_norm
         needed = sum(probe.columns.shape[2] for probe in probes)
-        self.capacity = max(needed, capacity)
+        self.capacity = max(needed, capacity) if before is None else before.capacity
         self.weights = torch.zeros(len(self.layers), d_model, self.capacity)  # [L, d, C]
+        kept = {} if before is None else {_identity(seat.probe): seat for seat in before.seats}
+        columns = _Room(self.capacity, [seat.columns for seat in kept.values()])
+        states = _Room(None, [seat.states for seat in kept.values()])
         seats = []
-        column = state = 0
         for probe in probes:
-            seat = self._seat(probe, column, state)
-            seats.append(seat)
-            column, state = seat.columns.stop, seat.states.stop
+            old = kept.get(_identity(probe))
+            seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
+            self._place(seats[-1])
         self.seats = tuple(seats)
-        self.state_columns = state
+        self.state_columns = max((seat.states.stop for seat in seats), default=0)
         self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
 
-    def _seat(self, probe: Probe, column: int, state: int) -> Seat:
-        columns = probe.columns  # [l, d, c]
+    def _seat(self, probe: Probe, columns: _Room, states: _Room) -> Seat:
+        missing = [layer for layer in probe.manifest.layers if layer not in self.layers]
+        if missing:
+            raise AttachError(
+                f"probe {probe.manifest.name!r} reads layer {missing[0]}, which is not tapped; tapped are layers "
+                f"{', '.join(map(str, self.layers))}: start the server with --tap-layers {missing[0]}"
+            )
+        if probe.needs_norm and not self.needs_norm:
+            raise AttachError(
+                f"probe {probe.manifest.name!r} is scored by cosine, and the taps measure no norms; start the server "
+                "with such a probe, or with PROBEWATCH_TAP_NORMS=1"
+            )
+        depth, _, width = probe.columns.shape  # [l, d, c]
+        where = columns.take(width)
+        if where is None:
+            raise AttachError(
+                f"probe {probe.manifest.name!r} needs {width} columns, the taps have room for {self.capacity} in all; "
+                "detach one, or start the server with a larger PROBEWATCH_TAP_COLUMNS"
+            )
+        affine = _affine_form(probe, depth, width)
+        place = states.take(_state_width(probe, depth, width))
+        assert place is not None  # states have no limit of their own
         rows = tuple(self.layers.index(layer) for layer in probe.manifest.layers)
-        where = slice(column, column + columns.shape[2])
-        affine = _affine_form(probe, columns.shape[0], columns.shape[2])
-        factors = torch.ones(len(rows)) if affine is None else affine[0]
-        for row, factor, weight in zip(rows, factors, columns, strict=True):
-            self.weights[row, :, where] = weight * factor
-        width = _state_width(probe, columns.shape[0], columns.shape[2])
-        return Seat(probe, where, slice(state, state + width), rows, None if affine is None else affine[1])
+        factors, bias = (None, None) if affine is None else (tuple(affine[0].tolist()), affine[1])
+        return Seat(probe, where, place, rows, factors, bias)
+
+    def _place(self, seat: Seat) -> None:
+        factors = seat.factors or (1.0,) * len(seat.layer_rows)
+        for row, factor, weight in zip(seat.layer_rows, factors, seat.probe.columns, strict=True):
+            self.weights[row, :, seat.columns] = weight * factor
 
     @property
     def contents(self) -> list[tuple[str, str]]:
         """Name and digest of every probe, in order: two processes with the same contents lay states out alike."""
-        return [(seat.probe.manifest.name, seat.probe.manifest.tensors_sha256) for seat in self.seats]
+        return [_identity(seat.probe) for seat in self.seats]
+
+    def follow(self, probes: Sequence[Probe]) -> ProbeBank:
+        """The bank of the same taps with these probes instead. Raises ``AttachError`` where they do not fit."""
+        return ProbeBank(probes, self.layers, self.d_model, self.capacity, before=self)
+
+    def restated(self, probes: Sequence[Probe]) -> ProbeBank:
+        """The same bank with other thresholds or actions in the manifests of its probes."""
+        by_identity = {_identity(probe): probe for probe in probes}
+        found = copy.copy(self)
+        found.seats = tuple(replace(seat, probe=by_identity[_identity(seat.probe)]) for seat in self.seats)
+        return found
+
+    def shared_with(self, other: ProbeBank) -> list[Seat]:
+        """The seats that are the same in both banks, probe and place."""
+        places = {(_identity(seat.probe), seat.states.start) for seat in other.seats}
+        return [seat for seat in self.seats if (_identity(seat.probe), seat.states.start) in places]
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
@@ -107,6 +173,39 @@ class ProbeBank:
         return states
 
 
+class _Room:
+    """Which of ``size`` places (None: as many as wanted) are free."""
+
+    def __init__(self, size: int | None, taken: Sequence[slice]) -> None:
+        self._size = size
+        self._taken = list(taken)
+
+    def take(self, width: int) -> slice | None:
+        """The first gap of ``width`` places; None if there is none."""
+        at = 0
+        for other in sorted(self._taken, key=lambda place: int(place.start)):
+            if other.start - at >= width:
+                break
+            at = max(at, other.stop)
+        if self._size is not None and at + width > self._size:
+            return None
+        self._taken.append(slice(at, at + width))
+        return self._taken[-1]
+
+
+def _identity(probe: Probe) -> tuple[str, str]:
+    return probe.manifest.name, probe.manifest.tensors_sha256
+
+
+def _selection(indices: list[int]) -> Selection:
+    """Evenly spaced indices as a slice, which numpy reads several times faster than a list."""
+    steps = set(np.diff(indices).tolist()) or {1}
+    if len(steps) > 1:
+        return np.array(indices, np.intp)
+    step = steps.pop()
+    return slice(indices[0], indices[-1] + 1, step)
+
+
 def _groups(seats: Sequence[Seat]) -> list[_AffineGroup]:
     by_layers: dict[tuple[int, ...], list[Seat]] = {}
     for seat in seats:
@@ -115,8 +214,8 @@ def _groups(seats: Sequence[Seat]) -> list[_AffineGroup]:
     return [
         _AffineGroup(
             rows,
-            np.array([seat.columns.start for seat in group], np.intp),
-            np.array([seat.states.start for seat in group], np.intp),
+            _selection([seat.columns.start for seat in group]),
+            _selection([seat.states.start for seat in group]),
             np.array([seat.bias for seat in group], np.float32),
         )
         for rows, group in by_layers.items()

@@ -15,6 +15,13 @@ _COMMANDS = {
     "watch": ("monitor.watch", "live table of requests and flags of a running server"),
     "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
 }
+_REMOTE = {
+    "attach": "attach probes to a running server",
+    "detach": "detach probes from a running server",
+    "set": "change threshold or action of a probe on a running server",
+    "list": "the probes of a running server",
+    "status": "what a running server monitors, and how well",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +69,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary)
         if command == name:
             importlib.import_module(module).add_arguments(sub)
+    for name, summary in _REMOTE.items():
+        sub = commands.add_parser(name, help=summary)
+        if command == name:
+            importlib.import_module("monitor.remote").add_arguments(sub, name)
     commands.add_parser("paths", help="where the shipped model, probes, dashboards and rules lie, as JSON")
-    if command not in (*_COMMANDS, "serve", "paths"):
+    if command not in (*_COMMANDS, *_REMOTE, "serve", "paths"):
         importlib.import_module("probes.cli").add_commands(commands)
     return parser
 
@@ -74,6 +85,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.command == "paths":
         print(json.dumps(importlib.import_module("monitor.shipped").paths(), indent=2))
         return 0
+    if args.command in _REMOTE:
+        return int(importlib.import_module("monitor.remote").main(args))
     if args.command in _COMMANDS:
         return int(importlib.import_module(_COMMANDS[args.command][0]).main(args))
     return int(args.run(args))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from requests import ConnectionError as NoConnection
 from requests import JSONDecodeError, RequestException, Response, Session, Timeout
@@ -67,6 +67,26 @@ class Server:
             raise UnknownRequest(_reason(reply))
         return _object(self._checked(reply))
 
+    def attach(self, path: str) -> list[dict[str, Any]]:
+        """``POST /v1/probewatch/probes``: attaches the artifact at ``path`` in the server's PROBE_DIR."""
+        return self._changed("POST", "/v1/probewatch/probes", {"path": path})
+
+    def detach(self, name: str) -> list[dict[str, Any]]:
+        """``DELETE /v1/probewatch/probes/{name}``."""
+        return self._changed("DELETE", f"/v1/probewatch/probes/{quote(name, safe='')}")
+
+    def change(self, name: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
+        """``PATCH /v1/probewatch/probes/{name}`` with threshold or action."""
+        return self._changed("PATCH", f"/v1/probewatch/probes/{quote(name, safe='')}", changes)
+
+    def _changed(self, method: str, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        self.status()  # a server without the plugin says how to start one with it
+        reply = self._ask(method, path, body)
+        if reply.status_code in (404, 409, 422):
+            raise ServerError(_reason(reply))
+        found = _json(self._checked(reply))
+        return found if isinstance(found, list) else []
+
     def metrics(self) -> str:
         """The text of ``GET /metrics``, vLLM's own families included."""
         return str(self._checked(self._get("/metrics")).text)
@@ -84,6 +104,9 @@ class Server:
             return False
 
     def _get(self, path: str) -> Response:
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Response:
         headers = {}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
@@ -92,7 +115,9 @@ class Server:
         with Session() as session:
             session.trust_env = not is_loopback(self.url)  # a proxy does not lead back to this machine
             try:
-                return session.get(self.url + path, headers=headers, timeout=self._timeout)
+                return session.request(
+                    method, self.url + path, headers=headers, json=body, timeout=self._timeout
+                )
             except Timeout as error:
                 raise ServerAway(
                     f"{self.url} did not answer {path} within {self._timeout:g} s; is the server overloaded?"

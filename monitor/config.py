@@ -26,7 +26,9 @@ class Settings(BaseSettings):
     vectors: Annotated[tuple[Path, ...], NoDecode] = ()
     """Steering vectors loaded by name."""
     tap_layers: Annotated[tuple[int, ...], NoDecode] = ()
-    """0-based blocks to tap besides those the probes read."""
+    """0-based blocks to tap besides those the probes read (default: three, spread over the model)."""
+    tap_norms: bool = False
+    """Whether the taps measure norms although no configured probe is scored by cosine: one may be attached later."""
     on_attach_failure: Literal["refuse", "serve_unmonitored"] = "refuse"
     """What a server does when the monitor cannot be attached."""
     expose: Literal["none", "verdict", "scores"] = "none"

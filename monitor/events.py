@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,26 @@ class StepView:
     history: Mapping[int, IntArray]
     """For requests (by row index) that complete their prompt in this step and had some of it computed
     before, from the prefix cache or in earlier chunks: KV slots of positions 0 .. first_position - 1."""
+    adapters: tuple[str | None, ...] | None = None
+    """[R] the LoRA adapter each request runs with as ``ID:FOLDER``, None for the base model.
+
+    None as a whole: the engine has no adapters."""
 
     @property
     def rows(self) -> int:
         """T, the number of real rows."""
         return int(self.query_start_loc[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A probe ends a sequence."""
+
+    row: int
+    """Of the request in its step."""
+    probe: str
+    position: int
+    """Of the token whose score crossed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,14 @@ class StepScores:
     """Host time that the monitor added to the step; None where another message of the step tells it."""
     errors: int = 0
     """Errors inside the monitor since the last step that was delivered."""
+    epoch: int = 0
+    """Of the ``ProbeBank`` that laid out the states."""
+    stops: tuple[Stop, ...] = ()
+    """What the scheduler is to end; it travels no further."""
+
+    def with_errors(self, errors: int) -> StepScores:
+        """The same scores, telling of ``errors``."""
+        return replace(self, errors=errors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,18 @@ from monitor.verdict import judge, of_probe, of_sequence
 
 Listener = Callable[[Record], None]
 
+REMEMBERED_EPOCHS = 8
+"""Banks of the past that messages still under way may have been laid out by."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """What a sequence is judged by. It is fixed with the sequence's first output: whatever changes later, changes the
+    sequences that come later."""
+
+    bank: ProbeBank
+    actions: Mapping[str, str]
+
 
 @dataclass(slots=True)
 class Running:
@@ -30,8 +42,10 @@ class Running:
     prompt_tokens: int
     prompt_ids: Sequence[int] | None
     output_ids: list[int] = field(default_factory=list)
+    basis: Basis | None = None
+    """None before the first output."""
     states: bytearray = field(default_factory=bytearray)
-    """float32 rows [fed, K]"""
+    """float32 rows [fed, K], laid out by the basis' bank"""
     fed: int = 0
     lost: bool = False
     """Accounting failed on the way: nothing of this sequence may pass as scored."""
@@ -47,6 +61,8 @@ class Arrival:
     """Position of the first delivered row."""
     states: FloatArray | None
     """[n, K]; None if the engine delivered nothing for this sequence."""
+    epoch: int = 0
+    """Of the bank that laid out ``states``."""
 
 
 class Frontend:
@@ -60,8 +76,9 @@ class Frontend:
         model_name: str,
         recent: RecentRecords,
     ) -> None:
-        self.bank = bank
-        self.actions = dict(actions)
+        self.basis = Basis(bank, dict(actions))
+        """For sequences that come from now on."""
+        self._bases = {bank.epoch: self.basis}
         self.metrics = metrics
         self.model_name = model_name
         self.recent = recent
@@ -69,9 +86,40 @@ class Frontend:
         self.last_error: str | None = None
         self.attached = False
         """Whether the taps have been proven."""
-        self._drift = {seat.probe.manifest.name: Drift(seat.probe.manifest) for seat in bank.seats}
-        for seat in bank.seats:
-            metrics.add_probe(seat.probe, self.actions[seat.probe.manifest.name])
+        self._drift: dict[tuple[str, str], Drift] = {}
+        self._announce(self.basis)
+
+    @property
+    def bank(self) -> ProbeBank:
+        """The probes for sequences that come from now on."""
+        return self.basis.bank
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """What each of them does."""
+        return self.basis.actions
+
+    def adopt(self, basis: Basis) -> None:
+        """From now on sequences are judged by ``basis``; those that run keep theirs."""
+        stays = set(basis.bank.contents)
+        for seat, content in zip(self.bank.seats, self.bank.contents, strict=True):
+            if content not in stays:
+                self.metrics.retire_probe(seat.probe)
+        self._announce(basis)
+        self._bases[basis.bank.epoch] = self.basis = basis
+        for epoch in sorted(self._bases)[:-REMEMBERED_EPOCHS]:
+            del self._bases[epoch]
+
+    def _announce(self, basis: Basis) -> None:
+        for seat in basis.bank.seats:
+            manifest = seat.probe.manifest
+            self.metrics.add_probe(seat.probe, basis.actions[manifest.name])
+            self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
+
+    def bank_of(self, epoch: int) -> ProbeBank | None:
+        """The bank of an epoch; None if it is unknown or long past."""
+        basis = self._bases.get(epoch)
+        return None if basis is None else basis.bank
 
     def arrive(self, arrivals: Sequence[Arrival]) -> None:
         """Takes in one step's outputs.
@@ -81,49 +129,68 @@ class Frontend:
         fed ones, and every later output of ``s`` tokens means ``s``.
         """
         prompt = generated = 0
-        blocks = []
+        by_basis: dict[int, tuple[ProbeBank, list[tuple[FloatArray, int]]]] = {}
         for arrival in arrivals:
             running, sampled = arrival.running, len(arrival.new_ids)
             if not sampled:
                 continue
+            basis = running.basis
+            if basis is None:
+                basis = running.basis = self._bases.get(arrival.epoch, self.basis)
             first = running.fed == 0
             fed = sampled + (running.prompt_tokens - 1 if first else 0)
-            block = self._rows(arrival, fed)
+            block = self._rows(arrival, basis.bank, fed)
             running.states += block.data.cast("B") if block.size else b""
             running.output_ids.extend(arrival.new_ids)
             running.fed += fed
             own_prompt = running.prompt_tokens if first else 0
             prompt += own_prompt
             generated += fed - own_prompt
-            blocks.append((block, own_prompt))
-        if blocks:
-            self._count(blocks, prompt, generated)
+            by_basis.setdefault(id(basis), (basis.bank, []))[1].append((block, own_prompt))
+        if by_basis:
+            self.metrics.inc("probewatch_tokens_seen_total", "prompt", by=prompt)
+            self.metrics.inc("probewatch_tokens_seen_total", "generation", by=generated)
+        for bank, blocks in by_basis.values():
+            self._count(bank, blocks)
 
-    def _rows(self, arrival: Arrival, fed: int) -> FloatArray:
+    def _rows(self, arrival: Arrival, bank: ProbeBank, fed: int) -> FloatArray:
         """Exactly ``fed`` rows: what was delivered for the right position, NaN for the rest."""
         states = arrival.states
+        if states is not None and arrival.epoch != bank.epoch:
+            states = self._translated(states, arrival.epoch, bank)
         if states is not None and arrival.start == arrival.running.fed and len(states) >= fed:
             return np.ascontiguousarray(states[:fed])
-        rows = np.empty((fed, self.bank.state_columns), np.float32)
+        rows = np.empty((fed, bank.state_columns), np.float32)
         fill(rows, Reason.NOT_DELIVERED)
         if states is not None and arrival.start == arrival.running.fed:
             rows[: len(states)] = states
         return rows
 
-    def _count(self, blocks: Sequence[tuple[FloatArray, int]], prompt: int, generated: int) -> None:
+    def _translated(self, states: FloatArray, epoch: int, bank: ProbeBank) -> FloatArray | None:
+        """States laid out by another epoch's bank; a probe that is no longer there leaves a gap."""
+        source = self.bank_of(epoch)
+        if source is None:
+            return None
+        found = np.empty((len(states), bank.state_columns), np.float32)
+        fill(found, Reason.DETACHED)
+        for seat in bank.shared_with(source):
+            found[:, seat.states] = states[:, seat.states]
+        return found
+
+    def _count(self, bank: ProbeBank, blocks: Sequence[tuple[FloatArray, int]]) -> None:
         metrics = self.metrics
-        metrics.inc("probewatch_tokens_seen_total", "prompt", by=prompt)
-        metrics.inc("probewatch_tokens_seen_total", "generation", by=generated)
-        if not self.bank.seats:
+        if not bank.seats:
             return
         whole = blocks[0][0] if len(blocks) == 1 else np.concatenate([block for block, _ in blocks])
+        prompt = sum(own for _, own in blocks)
+        generated = len(whole) - prompt
         finite = bool(np.isfinite(whole).all())
         if finite:
             missing = None
         else:
             is_prompt = np.concatenate([np.arange(len(block)) < own for block, own in blocks])
             missing = (reasons(whole), is_prompt)
-        for seat in self.bank.seats:
+        for seat in bank.seats:
             name = seat.probe.manifest.name
             lost = {"prompt": 0, "generation": 0}
             if missing is not None:
@@ -147,12 +214,13 @@ class Frontend:
 
     def finish(self, running: Running, finish_reason: str) -> Record | None:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""
-        if not running.fed:
+        basis = running.basis
+        if basis is None:
             return None
-        states = self._states_of(running)
+        states = self._states_of(running, basis.bank)
         verdicts = {
             seat.probe.manifest.name: judge(seat.probe, states[:, seat.states], running.prompt_tokens)
-            for seat in self.bank.seats
+            for seat in basis.bank.seats
         }
         ids = (
             None
@@ -166,25 +234,25 @@ class Frontend:
             model=self.model_name,
             finished_at=time.time(),
             finish_reason=finish_reason,
-            verdict=of_sequence(verdicts, self.actions),
+            verdict=of_sequence(verdicts, basis.actions),
             verdicts=verdicts,
-            actions=self.actions,
-            bank=self.bank,
+            actions=basis.actions,
+            bank=basis.bank,
             prompt_tokens=running.prompt_tokens,
             token_ids=ids,
             states=states,
         )
-        self._publish(verdicts)
+        self._publish(verdicts, basis)
         self.recent.add(record)
         for listener in self.listeners:
             listener(record)
         return record
 
-    def _states_of(self, running: Running) -> FloatArray:
+    def _states_of(self, running: Running, bank: ProbeBank) -> FloatArray:
         """[fed, K]"""
         if not running.lost:
-            return np.frombuffer(running.states, np.float32).reshape(running.fed, self.bank.state_columns)
-        states = np.empty((running.fed, self.bank.state_columns), np.float32)
+            return np.frombuffer(running.states, np.float32).reshape(running.fed, bank.state_columns)
+        states = np.empty((running.fed, bank.state_columns), np.float32)
         fill(states, Reason.NOT_DELIVERED)
         return states
 
@@ -193,32 +261,41 @@ class Frontend:
         self.attached = True
         self.metrics.set("probewatch_attached", to=1)
 
-    def _publish(self, verdicts: Mapping[str, ProbeVerdict]) -> None:
-        for seat in self.bank.seats:
+    def _publish(self, verdicts: Mapping[str, ProbeVerdict], basis: Basis) -> None:
+        for seat in basis.bank.seats:
             manifest = seat.probe.manifest
             name, verdict = manifest.name, verdicts[manifest.name]
             self.metrics.inc("probewatch_requests_total", name, of_probe(verdict))
-            if verdict.flagged and self.actions[name] != "observe":
-                self.metrics.inc("probewatch_alerts_total", name, self.actions[name])
+            if verdict.flagged and basis.actions[name] != "observe":
+                self.metrics.inc("probewatch_alerts_total", name, basis.actions[name])
             if verdict.score is None:
                 continue
             quantiles = manifest.benign_quantiles
             if quantiles is not None and manifest.threshold is not None and quantiles.iqr > 0:
                 margin = (verdict.score - manifest.threshold) / quantiles.iqr
                 self.metrics.observe("probewatch_request_margin", name, value=margin)
-            drift = self._drift[name].add(verdict.score)
+            drift = self._drift[name, manifest.tensors_sha256].add(verdict.score)
             if drift is not None:
                 self.metrics.set("probewatch_score_drift", name, to=drift)
 
-    def coverage(self) -> dict[str, float | None]:
-        """Scored over seen tokens of each probe since the start; None before any token."""
-        seen = self.metrics.total("probewatch_tokens_seen_total")
-        return {
-            (name := seat.probe.manifest.name): (
-                self.metrics.total("probewatch_tokens_scored_total", name) / seen if seen else None
-            )
-            for seat in self.bank.seats
+    def count_stop(self, name: str) -> None:
+        """A probe has ended a sequence."""
+        self.metrics.inc("probewatch_stopped_requests_total", name)
+
+    def counts(self) -> tuple[float, dict[str, float]]:
+        """Seen tokens, and scored ones of each probe, since the start."""
+        total = self.metrics.total
+        names = [seat.probe.manifest.name for seat in self.bank.seats]
+        return total("probewatch_tokens_seen_total"), {
+            name: total("probewatch_tokens_scored_total", name) for name in names
         }
+
+    def follow(self, other: Frontend) -> None:
+        """Takes over what another engine of the same server has proven, and how it judges."""
+        if self.basis is not other.basis:
+            self.adopt(other.basis)
+        if other.attached:
+            self.confirm()
 
     def error(self, stage: str, error: BaseException) -> None:
         """Counts an error inside the monitor; it never reaches a user's request."""

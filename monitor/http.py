@@ -1,33 +1,42 @@
-"""The routes under ``/v1/probewatch``. Plain FastAPI: what it shows comes from a ``Frontend``."""
+"""The routes under ``/v1/probewatch``. Plain FastAPI: what it shows comes from ``Engines``."""
 
 from __future__ import annotations
 
 import functools
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field
 
 from monitor import __version__
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
-from monitor.frontend import Frontend
+from monitor.control import Control, UnknownProbe
+from monitor.engines import Engines
+from monitor.errors import AttachError, ConfigurationError, ServerError
+from monitor.peers import Peers
 from monitor.records import headline, of_response
+from monitor.verdict import worst
 
 
 @dataclass
 class HttpState:
     """What the routes need; set once the engine is up and the taps are proven."""
 
-    frontend: Frontend
+    engines: Engines
     settings: Settings
     decode: Callable[[list[int]], str]
     facts: dict[str, Any] = field(default_factory=dict)
     """Versions, runner, and what the workers reported."""
+    peers: Peers | None = None
+    """The other API servers, where there are several."""
+    control: Control | None = None
+    """None where nothing can be attached."""
 
     @functools.cached_property
     def token_text(self) -> Callable[[int], str]:
@@ -47,68 +56,139 @@ def make_router(state: Callable[[], HttpState]) -> APIRouter:
     router = APIRouter(prefix="/v1/probewatch", tags=["probewatch"])
 
     def evidence_allowed(request: Request) -> None:
-        settings = state().settings
-        if settings.open_evidence:
-            return
-        key = settings.admin_key
-        if key is None:
-            raise HTTPException(
-                403, f"no admin key is set; start the server with PROBEWATCH_ADMIN_KEY, send {ADMIN_HEADER}"
-            )
-        given = request.headers.get(ADMIN_HEADER, "")
-        if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
-            raise HTTPException(
-                403, f"header {ADMIN_HEADER} is missing or wrong; send the server's admin key"
-            )
+        if not state().settings.open_evidence:
+            check_admin(state().settings, request)
+
+    def admin_only(request: Request) -> None:
+        check_admin(state().settings, request)
 
     @router.get("/status")
-    async def status() -> dict[str, Any]:
+    def status() -> dict[str, Any]:  # in a thread: with several API servers it reads the files of all of them
         return describe(state())
 
     @router.get("/probes")
     async def list_probes() -> list[dict[str, Any]]:
-        return describe_probes(state().frontend)
+        return describe_probes(state().engines)
+
+    @router.post("/probes", dependencies=[Depends(admin_only)])
+    async def attach(body: Attach) -> list[dict[str, Any]]:
+        return await change(state(), lambda control: control.attach(body.path))
+
+    @router.patch("/probes/{name}", dependencies=[Depends(admin_only)])
+    async def set_probe(name: str, body: Change) -> list[dict[str, Any]]:
+        return await change(state(), lambda control: control.change(name, body.threshold, body.action))
+
+    @router.delete("/probes/{name}", dependencies=[Depends(admin_only)])
+    async def detach(name: str) -> list[dict[str, Any]]:
+        return await change(state(), lambda control: control.detach(name))
 
     @router.get("/requests", dependencies=[Depends(evidence_allowed)])
     async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> list[dict[str, Any]]:
-        return [headline(record) for record in state().frontend.recent.newest(limit)]
+        answers = await everywhere(state(), {"newest": limit})
+        lines = [line for answer in answers for line in answer]
+        return sorted(lines, key=lambda line: float(line["finished_at"]), reverse=True)[:limit]
 
     @router.get("/requests/{response_id}", dependencies=[Depends(evidence_allowed)])
     async def one(response_id: str, choice: int | None = None) -> Response:
         current = state()
-        records = current.frontend.recent.worst_of(response_id)
-        if choice is not None:
-            records = [record for record in records if record.choice == choice]
-        if not records:
+        found = [a for a in await everywhere(current, {"request": response_id, "choice": choice}) if a]
+        if not found:
             raise HTTPException(
                 404,
                 f"no finished request {response_id!r} is remembered; the last {current.settings.recent_requests} are",
             )
-        # A long sequence takes a good part of a second: not on the loop that streams everybody's tokens.
-        body = await run_in_threadpool(lambda: json.dumps(of_response(records, current.token_text)))
-        return Response(body, media_type="application/json")
+        severest = worst([answer["verdict"] for answer in found])
+        chosen = next(answer for answer in found if answer["verdict"] == severest)
+        return Response(json.dumps(chosen), media_type="application/json")
 
     return router
 
 
+class Attach(BaseModel):
+    """Body of ``POST /probes``."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str = Field(min_length=1, max_length=1024)
+    """Relative to PROBE_DIR."""
+
+
+class Change(BaseModel):
+    """Body of ``PATCH /probes/{name}``; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+    threshold: float | None = None
+    action: str | None = Field(default=None, max_length=128)
+
+
+def check_admin(settings: Settings, request: Request) -> None:
+    """Raises 403 unless the request carries the admin key."""
+    key = settings.admin_key
+    if key is None:
+        raise HTTPException(
+            403, f"no admin key is set; start the server with PROBEWATCH_ADMIN_KEY, send {ADMIN_HEADER}"
+        )
+    given = request.headers.get(ADMIN_HEADER, "")
+    if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
+        raise HTTPException(403, f"header {ADMIN_HEADER} is missing or wrong; send the server's admin key")
+
+
+async def change(state: HttpState, apply: Callable[[Control], Awaitable[None]]) -> list[dict[str, Any]]:
+    """Applies a change and tells what is attached then; 404, 409 or 422 with one line where it cannot be made."""
+    if state.control is None:
+        raise HTTPException(409, "this server serves unmonitored; mend what /status names and restart it")
+    try:
+        await apply(state.control)
+    except UnknownProbe as error:
+        raise HTTPException(404, str(error)) from error
+    except ConfigurationError as error:
+        raise HTTPException(422, str(error)) from error
+    except (AttachError, ServerError) as error:
+        raise HTTPException(409, str(error)) from error
+    return describe_probes(state.engines)
+
+
+async def everywhere(state: HttpState, question: dict[str, Any]) -> list[Any]:
+    """The answers of this API server and of its peers."""
+    own = await answer(state, question)
+    return [own, *(await state.peers.ask(question) if state.peers is not None else [])]
+
+
+async def answer(state: HttpState, question: dict[str, Any]) -> Any:
+    """What this API server knows: ``{"newest": n}`` or ``{"request": id, "choice": i or null}`` (None: unknown).
+
+    Or what it does: ``{"become": [...]}``, see ``Control.accept``.
+    """
+    if "become" in question and state.control is not None:
+        return await state.control.accept(question["become"])
+    recent = state.engines.recent
+    if "newest" in question:
+        return [headline(record) for record in recent.newest(int(question["newest"]))]
+    records = recent.worst_of(str(question["request"]))
+    if question.get("choice") is not None:
+        records = [record for record in records if record.choice == question["choice"]]
+    # A long sequence takes a good part of a second: not on the loop that streams everybody's tokens.
+    return await run_in_threadpool(of_response, records, state.token_text) if records else None
+
+
 def describe(state: HttpState) -> dict[str, Any]:
     """The body of ``GET /status``."""
-    frontend = state.frontend
+    engines = state.engines
     return {
         "version": __version__,
-        "attached": frontend.attached,
-        "model": frontend.model_name,
+        "attached": engines.attached,
+        "model": engines.first.model_name,
+        "engines": len(engines.all),
         **{
             key: state.facts.get(key)
             for key in ("vllm_version", "runner", "tapped_layers", "score_store_mib")
         },
-        "probes": describe_probes(frontend),
-        "coverage": frontend.coverage(),
-        "last_error": frontend.last_error or state.facts.get("last_error"),
+        "probes": describe_probes(engines),
+        "coverage": engines.coverage(),
+        "last_error": engines.last_error or state.facts.get("last_error"),
     }
 
 
-def describe_probes(frontend: Frontend) -> list[dict[str, Any]]:
+def describe_probes(engines: Engines) -> list[dict[str, Any]]:
     """The body of ``GET /probes``."""
     return [
         {
@@ -119,8 +199,8 @@ def describe_probes(frontend: Frontend) -> list[dict[str, Any]]:
             "layers": list(seat.probe.manifest.layers),
             "threshold": seat.probe.manifest.threshold,
             "nominal_fpr": seat.probe.manifest.nominal_fpr,
-            "action": frontend.actions[seat.probe.manifest.name],
+            "action": engines.first.actions[seat.probe.manifest.name],
             "sha256": seat.probe.manifest.tensors_sha256,
         }
-        for seat in frontend.bank.seats
+        for seat in engines.first.bank.seats
     ]

@@ -7,12 +7,15 @@ from ``increase()``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric as MetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from monitor.unscored import Reason
 from monitor.verdict import FLAGGED, OK, UNSCORED
@@ -132,14 +135,25 @@ class Metrics:
         child.observe(value)
 
     def total(self, name: str, *first_labels: str) -> float:
-        """Sum over this model's children of a counter whose labels begin with ``first_labels``."""
-        prefix = (*self._base, *first_labels)
+        """Sum over this engine's children of a counter whose labels begin with ``first_labels``.
+
+        With several API servers it is the sum over their processes.
+        """
+        wanted = dict(
+            zip(("model_name", "engine", *CATALOGUE[name].labels), (*self._base, *first_labels), strict=False)
+        )
         return sum(
             sample.value
-            for family in self._metrics[name].collect()
+            for family in self._families(name)
             for sample in family.samples
-            if sample.name == name and tuple(sample.labels.values())[: len(prefix)] == prefix
+            if sample.name == name and wanted.items() <= sample.labels.items()
         )
+
+    def _families(self, name: str) -> Iterable[MetricFamily]:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            families: Iterable[MetricFamily] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
+            return families
+        return self._metrics[name].collect()
 
     def announce(self, version: str, vllm_version: str, runner: str) -> None:
         """Publishes the versions in use."""
@@ -167,6 +181,10 @@ class Metrics:
             self.child("probewatch_tokens_scored_total", name, phase)
             for reason in Reason:
                 self.child("probewatch_tokens_unscored_total", name, phase, reason.label)
+
+    def retire_probe(self, probe: Probe) -> None:
+        """After a detach: the probe is known not to be there. Its counters stay."""
+        self.set("probewatch_probe_info", *probe_labels(probe), to=0)
 
 
 def probe_labels(probe: Probe) -> Sequence[str]:

@@ -13,6 +13,7 @@ A block in vLLM hands it over in one of three shapes, told apart by its class (`
 
 from __future__ import annotations
 
+import inspect
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +34,39 @@ class ResidualRule(StrEnum):
 # Class names of vLLM's decoder blocks. `h + residual` on a block that already returns the complete
 # stream (or `h` alone on a fused one) scores the wrong tensor without any error: so no guessing.
 RULES: dict[str, ResidualRule] = {
-    "LlamaDecoderLayer": ResidualRule.FUSED,
-    "MistralDecoderLayer": ResidualRule.FUSED,
-    "Qwen2DecoderLayer": ResidualRule.FUSED,
-    "Qwen3DecoderLayer": ResidualRule.FUSED,
-    "Qwen3MoeDecoderLayer": ResidualRule.FUSED,
-    "Gemma2DecoderLayer": ResidualRule.FUSED,
-    "Gemma3DecoderLayer": ResidualRule.FUSED,
-    "GPT2Block": ResidualRule.PLAIN,
-    "OPTDecoderLayer": ResidualRule.PLAIN,
+    **dict.fromkeys(
+        (
+            "GemmaDecoderLayer",
+            "Gemma2DecoderLayer",
+            "Gemma3DecoderLayer",
+            "Glm4DecoderLayer",
+            "LlamaDecoderLayer",
+            "MistralDecoderLayer",
+            "MixtralDecoderLayer",
+            "NemotronDecoderLayer",
+            "Qwen2DecoderLayer",
+            "Qwen2MoeDecoderLayer",
+            "Qwen3DecoderLayer",
+            "Qwen3MoeDecoderLayer",
+        ),
+        ResidualRule.FUSED,
+    ),
+    **dict.fromkeys(
+        ("CohereDecoderLayer", "Exaone4DecoderLayer", "StablelmDecoderLayer"), ResidualRule.COMPLETE
+    ),
+    **dict.fromkeys(
+        (
+            "BloomBlock",
+            "FalconDecoderLayer",
+            "GPT2Block",
+            "GPTJBlock",
+            "GPTNeoXLayer",
+            "GraniteDecoderLayer",
+            "Olmo2DecoderLayer",
+            "OPTDecoderLayer",
+        ),
+        ResidualRule.PLAIN,
+    ),
 }
 
 
@@ -54,6 +79,26 @@ def rule_for(block_class: str) -> ResidualRule:
             f"no verified residual rule for decoder block {block_class!r}; known: "
             f"{', '.join(sorted(RULES))}; add it to monitor/residual.py with a parity test"
         ) from None
+
+
+def check_signature(rule: ResidualRule, block: Any) -> None:
+    """Self-check at load. Raises ``TapError`` if the block's ``forward`` does not take what its rule implies.
+
+    A block that defers the sum receives the residual of the block before; one that returns a single tensor does not;
+    one that returns the complete stream in a tuple may do either.
+    """
+    takes_residual = "residual" in inspect.signature(type(block).forward).parameters
+    expected = {
+        ResidualRule.FUSED: (True,),
+        ResidualRule.PLAIN: (False,),
+        ResidualRule.COMPLETE: (True, False),
+    }
+    if takes_residual not in expected[rule]:
+        raise TapError(
+            f"decoder block {type(block).__name__!r} is listed as {rule.value!r}, but its forward "
+            f"{'takes' if takes_residual else 'does not take'} a residual; this vLLM is not understood: correct its "
+            "entry in monitor/residual.py"
+        )
 
 
 def residual_stream(rule: ResidualRule, block_output: Any) -> torch.Tensor:

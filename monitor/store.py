@@ -31,14 +31,28 @@ class ScoreStore:
         self._written = False
 
     @property
+    def columns(self) -> int:
+        """Room for state columns."""
+        return int(self.rows.shape[1])
+
+    @property
     def mib(self) -> float:
         """Memory held, in MiB."""
         return self.rows.nbytes / 2**20
 
     def write(self, slots: IntArray, states: FloatArray) -> None:
-        """Stores ``states [n, K]`` at ``slots [n]``."""
-        self.rows[slots] = states
+        """Stores ``states [n, k]`` at ``slots [n]``; columns from k on hold no probe and stay as they are."""
+        if states.shape[1] == self.rows.shape[1]:
+            self.rows[slots] = states
+        else:
+            self.rows[slots, : states.shape[1]] = states
         self._written = True
+
+    def renew(self, columns: Sequence[int]) -> None:
+        """Other probes own these columns now: what is there is not theirs."""
+        marks = np.empty((len(self.rows), len(columns)), np.float32)
+        fill(marks, Reason.BEFORE_ATTACH)
+        self.rows[:, columns] = marks
 
     def forget(self) -> None:
         """After a step that could not be filed: no slot may keep what an earlier owner left there."""

@@ -24,6 +24,8 @@ class Reason(IntEnum):
     BEFORE_ATTACH = 1
     TAP_SILENT = 2
     NOT_DELIVERED = 3
+    OTHER_ADAPTER = 4
+    DETACHED = 5
 
     @property
     def label(self) -> str:

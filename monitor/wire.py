@@ -11,7 +11,7 @@ from monitor.events import FloatArray, IntArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
-VERSION = 1
+VERSION = 2
 
 
 def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
         "columns": states.shape[1],
         "host_seconds": step.host_seconds,
         "errors": step.errors,
+        "epoch": step.epoch,
     }
 
 
@@ -54,7 +55,12 @@ def unpack(message: dict[str, Any]) -> StepScores:
     states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
     seconds = message["host_seconds"]
     return StepScores(
-        counts, starts, states, None if seconds is None else float(seconds), int(message["errors"])
+        counts,
+        starts,
+        states,
+        None if seconds is None else float(seconds),
+        int(message["errors"]),
+        int(message["epoch"]),
     )
 
 

@@ -65,6 +65,14 @@ def model_identity(model_dir: Path) -> ModelIdentity:
     )
 
 
+def adapter_digest(adapter_dir: Path) -> str:
+    """Digest of a LoRA adapter's folder. `BindingError` where it holds no configuration or no safetensors."""
+    weights = _weights_digest(adapter_dir)
+    if weights is None:
+        raise BindingError(f"{adapter_dir} holds no safetensors file; give the folder of a LoRA adapter")
+    return _digest_json({"config": _json(adapter_dir / "adapter_config.json"), "weights": weights})
+
+
 def check_binding(manifest: ProbeManifest, identity: ModelIdentity) -> None:
     """Raise the `BindingError` that says why the probe does not fit the model; return where it does.
 
@@ -156,12 +164,20 @@ def _weights_digest(model_dir: Path) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            length = file.read(8)
-            digest.update(length + file.read(min(int.from_bytes(length, "little"), _MAX_HEADER)))
-            for i in range(_SAMPLES):
-                file.seek(max(0, size - _BLOCK) * (i + 1) // _SAMPLES)
-                digest.update(file.read(_BLOCK))
+        try:
+            _add_file(digest, path)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise BindingError(f"{path} is unreadable ({reason}); give a whole folder of weights") from None
     return digest.hexdigest()
+
+
+def _add_file(digest: "hashlib._Hash", path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name}:{size}\n".encode())
+    with path.open("rb") as file:
+        length = file.read(8)
+        digest.update(length + file.read(min(int.from_bytes(length, "little"), _MAX_HEADER)))
+        for i in range(_SAMPLES):
+            file.seek(max(0, size - _BLOCK) * (i + 1) // _SAMPLES)
+            digest.update(file.read(_BLOCK))

@@ -161,6 +161,9 @@ class ModelBinding(_Record):
     config_digest: Digest
     chat_template_digest: Digest | None = None
     weights_digest: Digest | None = None
+    adapter_digest: Digest | None = None
+    """The LoRA adapter that the probe was trained with (`probes.identity.adapter_digest`). None: the model itself;
+    a request with any adapter is then not scored."""
 
 
 class TrainingData(_Record):

@@ -203,8 +203,11 @@ def fit(setting: Setting, train: Sequence[Activations], labels: Sequence[int]) -
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest objective; of equal ones the first, so list the simplest settings first."""
-    return max(trials, key=lambda trial: trial.objective)
+    """The trial with the highest objective; of equal ones the first, so list the settings preferred first.
+
+    Objectives count to two decimals: what is finer than that is the luck of a validation set.
+    """
+    return max(trials, key=lambda trial: round(trial.objective, 2))
 
 
 def _manifest(s: Setting, train: Sequence[Activations], describe: Mapping[str, object]) -> ProbeManifest:

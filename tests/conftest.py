@@ -15,6 +15,13 @@ for name in [name for name in os.environ if name.startswith("PROBEWATCH_")]:
     del os.environ[name]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the storm is (``make storm`` asks for more)."""
+    parser.addoption(
+        "--storm-requests", type=int, default=400, metavar="N", help="requests of tests/engine/test_storm.py"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lies under tests/engine, and run it last: a broken unit shows before minutes pass."""
     for item in items:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
+from monitor.attach import local_model_dir
 from monitor.config import Settings, load_settings
+from monitor.control import Control
 from monitor.errors import AttachError, MonitorError
-from monitor.http import HttpState, make_router
+from monitor.expose import Exposure
+from monitor.http import HttpState, answer, make_router
+from monitor.peers import Peers
+from monitor.records import RecentRecords
 from monitor.refusal import file_reason
-from monitor.seam.engine import RUNNER, accept_report
+from monitor.seam.engine import accept_report
 from monitor.seam.outputs import OutputTap
-from monitor.seam.supported import vllm_version
+from monitor.seam.supported import runner_name, vllm_version
 from monitor.wire import CARRIER
+from probes import ProbeError
+from probes.identity import model_identity
 
 
 class ProbewatchEndpoint:
@@ -30,6 +39,11 @@ class ProbewatchEndpoint:
         """Adds the routes; nothing at all unless the monitor is configured."""
         if self._configured:
             app.include_router(make_router(self._ready))
+            app.add_middleware(Exposure, known=self._known)
+
+    def _known(self) -> tuple[Settings, RecentRecords]:
+        state = self._ready()
+        return state.settings, state.engines.recent
 
     def _ready(self) -> HttpState:
         if self._state is None:
@@ -57,13 +71,36 @@ class ProbewatchEndpoint:
         _refuse_open_doors(settings, args)
         _refuse_other_template(tap, args)
         reports = await engine_client.collective_rpc("probewatch_report")
-        facts = accept_report(tap.frontend, reports, tap.plan.refuse)
-        self._state = HttpState(
-            frontend=tap.frontend,
+        facts = accept_report(tap.engines, reports, tap.plan.refuse)
+        found = HttpState(
+            engines=tap.engines,
             settings=settings,
             decode=_decoder(engine_client.output_processor.tokenizer),
-            facts={**facts, "vllm_version": vllm_version(), "runner": RUNNER},
+            facts={**facts, "vllm_version": vllm_version(), "runner": runner_name(engine_client.vllm_config)},
         )
+        # Set by vLLM, for its own metrics, exactly where it runs several API servers.
+        if shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            found.peers = Peers(Path(shared) / "probewatch", functools.partial(answer, found))
+            await found.peers.listen()
+        found.control = _control(engine_client, tap, settings, found.peers)
+        self._state = found
+
+
+def _control(client: Any, tap: OutputTap, settings: Settings, peers: Peers | None) -> Control | None:
+    if not tap.engines.attached:
+        return None
+
+    async def rpc(method: str, arguments: tuple[Any, ...]) -> Any:
+        return await client.collective_rpc(method, args=arguments)
+
+    config = client.vllm_config.model_config
+    try:
+        identity = model_identity(local_model_dir(config.model, config.revision))
+    except (AttachError, ProbeError) as error:
+        raise AttachError(
+            f"the served model cannot be identified, so nothing can be attached to it: {error}"
+        ) from error
+    return Control(tap.engines, rpc, identity, settings.probe_dir, peers)
 
 
 def _refuse_open_doors(settings: Settings, args: Any) -> None:

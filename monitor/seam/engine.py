@@ -10,6 +10,7 @@ from monitor import __version__
 from monitor.attach import Plan
 from monitor.bank import ProbeBank
 from monitor.config import Settings
+from monitor.engines import Engines
 from monitor.errors import AttachError, TapError
 from monitor.frontend import Frontend
 from monitor.metrics import Metrics
@@ -22,19 +23,16 @@ from monitor.seam.scheduler import patch_scheduler
 from monitor.seam.worker import patch_warm_up, patch_worker
 from monitor.wire import CARRIER
 
-ENGINE_INDEX = "0"
-RUNNER = "v1"
-
 
 def install(settings: Settings, plan: Plan) -> None:
     """Wraps what the monitor needs of vLLM in this process; harmless when called again."""
+    supported.check_version()
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.gpu_worker import Worker
 
-    supported.check_version()
     if os.environ.get(REQUIRE_ENDPOINT):
         _require_endpoint()
     patch_worker(Worker, plan)
@@ -45,23 +43,31 @@ def install(settings: Settings, plan: Plan) -> None:
 
     def after_init(original: Any, self: Any, *args: Any, prove: bool, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        frontend = make_frontend(self.vllm_config, settings, plan)
-        setattr(self.output_processor, CARRIER, OutputTap(frontend, plan))
+        indices = list(getattr(self.engine_core, "engine_ranks_managed", None) or [0])
+        engines = make_engines(self.vllm_config, settings, plan, indices)
+        tap = OutputTap(engines, plan)
+        setattr(self.output_processor, CARRIER, tap)
+        _note_engine(self.engine_core, tap)
         if prove:
-            accept_report(frontend, self.collective_rpc("probewatch_report"), plan.refuse)
+            accept_report(engines, self.collective_rpc("probewatch_report"), plan.refuse)
 
-    wrap(
-        AsyncLLM, "__init__", functools.partial(after_init, prove=False)
-    )  # proven by the endpoint, before readiness
+    # Proven by the endpoint, before readiness.
+    wrap(AsyncLLM, "__init__", functools.partial(after_init, prove=False))
     wrap(LLMEngine, "__init__", functools.partial(after_init, prove=True))
 
 
 def _require_endpoint() -> None:
     """Under ``probewatch serve`` an API server without our routes must not come up: vLLM only logs a plugin
     that it could not load."""
-    from vllm.entrypoints.launchers import app
+    try:
+        from vllm.entrypoints.launchers import app as module
 
-    original = app.attach_endpoint_plugins
+        name = "attach_endpoint_plugins"
+    except ImportError:  # until 0.28
+        from vllm.entrypoints.openai import api_server as module
+
+        name = "_attach_endpoint_plugins"
+    original = getattr(module, name)
     if hasattr(original, "__wrapped__"):
         return
 
@@ -74,7 +80,7 @@ def _require_endpoint() -> None:
             file_reason(reason)
             raise AttachError(reason)
 
-    app.attach_endpoint_plugins = attach
+    setattr(module, name, attach)
 
 
 def _other_workers() -> list[type]:
@@ -88,8 +94,22 @@ def _other_workers() -> list[type]:
     return [CPUWorker]
 
 
-def make_frontend(vllm_config: Any, settings: Settings, plan: Plan) -> Frontend:
-    """The accounting of one engine, with every metric child created."""
+def _note_engine(client: Any, tap: OutputTap) -> None:
+    """Tells the tap which engine a batch of outputs comes from, before they are processed."""
+    original = getattr(client, "get_output_async", None)
+    if original is None:
+        return
+
+    async def get_output_async() -> Any:
+        outputs = await original()
+        tap.comes_from(int(outputs.engine_index))
+        return outputs
+
+    client.get_output_async = get_output_async
+
+
+def make_engines(vllm_config: Any, settings: Settings, plan: Plan, indices: list[int]) -> Engines:
+    """The accounting of every engine, with every metric child created."""
     config = vllm_config.model_config.hf_text_config
     failure = plan.failure
     try:
@@ -99,20 +119,25 @@ def make_frontend(vllm_config: Any, settings: Settings, plan: Plan) -> Frontend:
             raise
         bank, failure = ProbeBank((), (), int(config.hidden_size), 1), str(error)
     model_name = served_name(vllm_config)
-    metrics = Metrics(model_name, ENGINE_INDEX)
+    runner = supported.runner_name(vllm_config)
     recent = RecentRecords(settings.recent_requests, settings.recent_mib)
-    frontend = Frontend(bank, plan.actions, metrics, model_name, recent)
-    frontend.last_error = failure
-    metrics.announce(__version__, supported.vllm_version(), RUNNER)
-    metrics.set("probewatch_attached", to=0)
-    return frontend
+
+    def make(index: int) -> Frontend:
+        metrics = Metrics(model_name, str(index))
+        frontend = Frontend(bank, plan.actions, metrics, model_name, recent)
+        frontend.last_error = failure
+        metrics.announce(__version__, supported.vllm_version(), runner)
+        metrics.set("probewatch_attached", to=0)
+        return frontend
+
+    return Engines(make, indices, recent)
 
 
 def accept_report(
-    frontend: Frontend, reports: list[dict[str, Any]], plan_refuses: bool = True
+    engines: Engines, reports: list[dict[str, Any]], plan_refuses: bool = True
 ) -> dict[str, Any]:
     """Takes the workers' proof; raises ``AttachError`` unless every worker is attached to the same artifacts."""
-    expected = frontend.bank.contents
+    expected = engines.first.bank.contents
     for rank, report in enumerate(reports):
         if not report["attached"]:
             if plan_refuses:
@@ -123,10 +148,12 @@ def accept_report(
             raise AttachError(
                 f"worker {rank} loaded other artifacts than the API server; give both the same files"
             )
-    for name, error in reports[0]["selftest_error"].items():
-        frontend.metrics.set("probewatch_selftest_error", name, to=error)
-    frontend.confirm()
-    return reports[0]
+    for frontend in engines.all:
+        for name, error in reports[0]["selftest_error"].items():
+            frontend.metrics.set("probewatch_selftest_error", name, to=error)
+        frontend.confirm()
+    # With several workers only one holds the store.
+    return max(reports, key=lambda report: float(report["score_store_mib"]))
 
 
 def served_name(vllm_config: Any) -> str:

@@ -26,3 +26,8 @@ def decoder_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
             f"({', '.join(candidates) or 'none'}); the monitor needs exactly one: this architecture is not supported"
         )
     return next(iter(candidates.values()))
+
+
+def is_here(block: nn.Module) -> bool:
+    """Whether this pipeline stage computes the block; vLLM pads the list with placeholders."""
+    return type(block).__name__ != "PPMissingLayer"

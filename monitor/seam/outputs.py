@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from monitor.attach import Plan
+from monitor.engines import Engines
 from monitor.events import FloatArray, StepScores
 from monitor.frontend import Arrival, Frontend, Running
 from monitor.records import reply
@@ -18,16 +19,26 @@ from monitor.wire import CARRIER, shares, unpack
 
 logger = logging.getLogger("probewatch")
 
+STOPPED_BY = "probe:"
+"""How the engine's stop reason begins when a probe has ended a sequence."""
+
 
 class OutputTap:
-    """Follows the sequences of one ``OutputProcessor``."""
+    """Follows the sequences of one ``OutputProcessor``, which may serve several engines."""
 
-    def __init__(self, frontend: Frontend, plan: Plan) -> None:
-        self.frontend = frontend
+    def __init__(self, engines: Engines, plan: Plan) -> None:
+        self.engines = engines
         self.plan = plan
-        self.running: dict[str, Running] = {}
+        self.frontend = engines.first
+        """Of the engine whose outputs are being processed."""
+        self.running: dict[str, tuple[Frontend, Running]] = {}
         self._reasons: dict[str, str] = {}
         self._shares: Iterator[tuple[int, FloatArray]] = iter(())
+        self._epoch = 0
+
+    def comes_from(self, engine: int) -> None:
+        """The next outputs are those of that engine."""
+        self.frontend = self.engines[engine]
 
     def take(self, outputs: Sequence[Any], request_states: dict[str, Any]) -> None:
         """Accounts for a chunk of outputs. vLLM may split a step's outputs into chunks; the order stays.
@@ -37,18 +48,22 @@ class OutputTap:
         """
         # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
         self._reasons = {output.request_id: str(output.finish_reason or "stop") for output in outputs}
+        for output in outputs:
+            if str(output.stop_reason).startswith(STOPPED_BY):
+                self.frontend.count_stop(output.stop_reason.removeprefix(STOPPED_BY))
         arrivals = []
         for output in outputs:
             start, states = self._share(output)
             request = request_states.get(output.request_id)
             if request is None:
                 continue  # aborted meanwhile: vLLM ignores it, and so do its counters
-            running = self.running.get(output.request_id)
-            if running is None:
-                running = self.running[output.request_id] = _begin(request)
+            followed = self.running.get(output.request_id)
+            if followed is None:
+                followed = self.running[output.request_id] = (self.frontend, _begin(request))
+            running = followed[1]
             if request.streaming_input:
                 running.lost = True  # a growing prompt; its positions are not followed
-            arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states))
+            arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states, self._epoch))
         try:
             self.frontend.arrive(arrivals)
         except Exception as error:
@@ -63,16 +78,18 @@ class OutputTap:
             try:
                 step = unpack(message)
                 self._note(step)
-                self._shares = shares(step)
+                self._shares, self._epoch = shares(step), step.epoch
             except Exception as error:
                 self._failed(error)
         return next(self._shares, (0, None))
 
     def _note(self, step: StepScores) -> None:
-        if step.states.shape[1] != self.frontend.bank.state_columns:
-            expected = self.frontend.bank.state_columns
+        bank = self.frontend.bank_of(step.epoch)
+        if bank is None or step.states.shape[1] != bank.state_columns:
+            expected = "unknown" if bank is None else str(bank.state_columns)
             raise ValueError(
-                f"states of {step.states.shape[1]} columns, {expected} expected; restart the whole server"
+                f"states of {step.states.shape[1]} columns in epoch {step.epoch}, {expected} expected; restart the "
+                "whole server"
             )
         metrics = self.frontend.metrics
         if step.host_seconds is not None:
@@ -87,11 +104,11 @@ class OutputTap:
 
     def finished(self, request_id: str, reason: str | None = None) -> None:
         """Judges a sequence that vLLM has let go of, however it ended."""
-        running = self.running.pop(request_id, None)
-        if running is None:
+        frontend, running = self.running.pop(request_id, (None, None))
+        if frontend is None or running is None:
             return
         try:
-            self.frontend.finish(running, reason or self._reasons.get(request_id, "stop"))
+            frontend.finish(running, reason or self._reasons.get(request_id, "stop"))
         except Exception as error:
             self._failed(error)
 
@@ -139,7 +156,7 @@ def patch_output_processor(processor_class: type) -> None:
         result = original(self, engine_core_outputs, *args, **kwargs)
         if tap is not None:
             for request_output in result.request_outputs:
-                _attach_offline(request_output, tap.frontend)
+                _attach_offline(request_output, tap.engines)
         return result
 
     def finish_request(original: Any, self: Any, req_state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -164,9 +181,9 @@ def _settle(processor: Any, request_ids: Iterable[str], reason: str | None = Non
             tap.finished(request_id, reason)
 
 
-def _attach_offline(request_output: Any, frontend: Frontend) -> None:
+def _attach_offline(request_output: Any, engines: Engines) -> None:
     """``LLM.generate`` and ``LLM.chat``: the verdict rides on the ``RequestOutput``."""
     if request_output.finished:
-        records = frontend.recent.of(locate(str(request_output.request_id), "").response_id)
+        records = engines.recent.of(locate(str(request_output.request_id), "").response_id)
         if records:
             request_output.probewatch = reply(records)

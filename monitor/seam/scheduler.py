@@ -19,7 +19,7 @@ logger = logging.getLogger("probewatch")
 _LOGGED = "probewatch_fault_logged"
 
 
-def _attach(results: dict[int, Any], model_runner_output: Any) -> None:
+def attach(results: dict[int, Any], model_runner_output: Any) -> None:
     step = getattr(model_runner_output, CARRIER, None)
     if step is None:
         return
@@ -40,6 +40,33 @@ def _attach(results: dict[int, Any], model_runner_output: Any) -> None:
             first = False
 
 
+def end_stopped(scheduler: Any, results: dict[int, Any], model_runner_output: Any) -> None:
+    """Ends the sequences that a probe stops, the way vLLM's own stop conditions end one.
+
+    The client gets the tokens up to the one after the score that crossed; the blocks are free with the next step.
+    """
+    step = getattr(model_runner_output, CARRIER, None)
+    if step is None or not step.stops:
+        return
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.request import RequestStatus
+
+    outputs = {output.request_id: output for client in results.values() for output in client.outputs}
+    for stop in step.stops:
+        request_id = model_runner_output.req_ids[stop.row]
+        output = outputs.get(request_id)
+        if output is None or output.finish_reason is not None:
+            continue
+        new = output.new_token_ids
+        first_new = (
+            int(step.starts[stop.row] + step.counts[stop.row]) - len(new) + 1
+        )  # position of the first of them
+        output.new_token_ids = new[: max(1, stop.position + 2 - first_new)]
+        output.finish_reason = FinishReason.STOP
+        output.stop_reason = f"probe:{stop.probe}"
+        scheduler.finish_requests(request_id, RequestStatus.FINISHED_STOPPED)
+
+
 def _carry(output: Any, message: dict[str, Any]) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CARRIER: message}
 
@@ -50,7 +77,8 @@ def patch_scheduler(scheduler_class: type) -> None:
     def update_from_output(original: Any, self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         results = original(self, scheduler_output, model_runner_output)
         try:
-            _attach(results, model_runner_output)
+            attach(results, model_runner_output)
+            end_stopped(self, results, model_runner_output)
         except Exception:
             if not getattr(self, _LOGGED, False):  # once: a fault that stays must not flood the log
                 setattr(self, _LOGGED, True)

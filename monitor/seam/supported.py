@@ -7,35 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from monitor.errors import CompatibilityError
+from monitor.seam.symbols import check_capabilities
+from monitor.seam.touched import Runner
 from monitor.versions import NEWEST, OLDEST
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 
 _REFUSED: tuple[_Rule, ...] = (
     (
-        "the V2 model runner",
-        lambda c: bool(getattr(c, "use_v2_model_runner", False)),
-        "set VLLM_USE_V2_MODEL_RUNNER=0",
-    ),
-    (
-        "asynchronous scheduling",
-        lambda c: bool(c.scheduler_config.async_scheduling),
+        "asynchronous scheduling with speculative decoding on the V1 model runner",
+        lambda c: (
+            bool(c.scheduler_config.async_scheduling)
+            and c.speculative_config is not None
+            and runner_name(c) == "v1"
+        ),
         "add --no-async-scheduling",
-    ),
-    (
-        "pipeline parallelism",
-        lambda c: c.parallel_config.pipeline_parallel_size > 1,
-        "use --pipeline-parallel-size 1",
-    ),
-    (
-        "tensor parallelism",
-        lambda c: c.parallel_config.tensor_parallel_size > 1,
-        "use --tensor-parallel-size 1",
-    ),
-    (
-        "data parallelism",
-        lambda c: c.parallel_config.data_parallel_size > 1,
-        "use --data-parallel-size 1",
     ),
     (
         "context parallelism",
@@ -47,12 +33,26 @@ _REFUSED: tuple[_Rule, ...] = (
     ),
     (
         "dual-batch overlap",
-        lambda c: bool(getattr(c.parallel_config, "enable_dbo", False)),
-        "remove --enable-dbo",
+        lambda c: (
+            bool(getattr(c.parallel_config, "enable_dbo", False))
+            or int(getattr(c.parallel_config, "ubatch_size", 0) or 0) > 1
+        ),
+        "remove --enable-dbo and --ubatch-size",
     ),
-    ("LoRA adapters", lambda c: c.lora_config is not None, "remove --enable-lora"),
+    (
+        "sequence-parallel MoE",
+        lambda c: (
+            bool(getattr(c.parallel_config, "use_sequence_parallel_moe", False))
+            and bool(getattr(c.model_config, "is_moe", True))
+        ),
+        "use another --all2all-backend, or --data-parallel-size 1",
+    ),
+    (
+        "sequence parallelism",
+        lambda c: bool(getattr(c.compilation_config.pass_config, "enable_sp", False)),
+        'add --compilation-config \'{"pass_config": {"enable_sp": false}}\'',
+    ),
     ("a KV connector", lambda c: c.kv_transfer_config is not None, "remove --kv-transfer-config"),
-    ("several API servers", lambda c: _api_servers(c) > 1, "use --api-server-count 1"),
     (
         "vLLM's Rust front end",
         lambda c: os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
@@ -64,21 +64,24 @@ _REFUSED: tuple[_Rule, ...] = (
         "use another --load-format",
     ),
     ("--hf-overrides", lambda c: bool(c.model_config.hf_overrides), "remove --hf-overrides"),
-    ("pooling models", lambda c: c.model_config.runner_type == "pooling", "serve a generating model"),
+    ("a pooling model", lambda c: c.model_config.runner_type == "pooling", "serve a generating model"),
 )
 
 
-def _api_servers(vllm_config: Any) -> int:
-    return int(getattr(vllm_config.parallel_config, "_api_process_count", 1) or 1)
+def runner_name(vllm_config: Any) -> Runner:
+    """``v1`` or ``v2``, the model runner that vLLM chose."""
+    return "v2" if getattr(vllm_config, "use_v2_model_runner", False) else "v1"
 
 
 def check_version() -> None:
-    """Raises ``CompatibilityError`` unless the installed vLLM is one this seam was written against."""
+    """Raises ``CompatibilityError`` unless the installed vLLM is one this seam was written against, and has what
+    it touches whichever model runner is used."""
     found = vllm_version()
     release = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if not OLDEST <= release <= NEWEST:
         low, high = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
         raise CompatibilityError(f"vLLM {found} is not supported; install one from {low} to {high}")
+    check_capabilities(found)
 
 
 def vllm_version() -> str:
@@ -89,7 +92,9 @@ def vllm_version() -> str:
 
 
 def check(vllm_config: Any) -> None:
-    """Raises ``CompatibilityError`` naming the first unsupported feature that is on, and how to turn it off."""
+    """Raises ``CompatibilityError`` naming what this vLLM's model runner lacks, or the first unsupported feature that
+    is on, and how to turn it off."""
+    check_capabilities(vllm_version(), runner_name(vllm_config))
     for feature, is_on, remedy in _REFUSED:
         if is_on(vllm_config):
             raise CompatibilityError(

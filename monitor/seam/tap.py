@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monitor.events import FloatArray
 from monitor.residual import ResidualRule, residual_stream
 from monitor.unscored import Reason, nan_for
 
@@ -76,11 +75,12 @@ class TapBuffers:
         """Marks the first rows as unwritten, so that a tap that does not fire is seen and not believed."""
         self.scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
 
-    def read(self, rows: int) -> tuple[FloatArray, FloatArray | None]:
-        """``(scores [L, rows, C], squared norms [L, rows] or None)`` on the host."""
-        scores = self.scores[:, :rows].cpu().numpy()
-        norms = self.squared_norms[:, :rows].cpu().numpy() if self.squared_norms.shape[1] else None
-        return scores, norms
+    def tensors(self, rows: int) -> dict[str, Tensor]:
+        """Views ``scores [L, rows, C]`` and, where a probe asks for them, ``squared_norms [L, rows]``."""
+        found = {"scores": self.scores[:, :rows]}
+        if self.squared_norms.shape[1]:
+            found["squared_norms"] = self.squared_norms[:, :rows]
+        return found
 
     def silent_layers(self, rows: int) -> list[int]:
         """Indices of the tapped layers of which some of the first rows were not written.

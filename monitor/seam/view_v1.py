@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from monitor.errors import CompatibilityError
 from monitor.events import StepView
+from monitor.seam.capture import Capture, adapters_of
 from monitor.slices import row_owners, slots_at
 
 
-def step_view(runner: Any, group: int) -> StepView:
-    """Copies what the bookkeeping needs; the runner reuses its arrays in the next step.
+def capture(runner: Any, group: int) -> Capture:
+    """Everything is on the host already. ``group``: the KV-cache group whose slots index the score store."""
+    view = step_view(runner, group)
+    return Capture(view.rows, {}, lambda _: view)
 
-    ``group`` is the KV-cache group whose slots index the score store.
-    """
+
+def step_view(runner: Any, group: int) -> StepView:
+    """Copies what the bookkeeping needs; the runner reuses its arrays in the next step."""
     batch = runner.input_batch
     n = batch.num_reqs
     table = batch.block_table[group]
@@ -27,6 +30,9 @@ def step_view(runner: Any, group: int) -> StepView:
     counts = np.diff(starts)
     owner, offset = row_owners(counts)
     completing = (known == prompt) & (first > 0) & (first + counts >= known)
+    adapters = None
+    if runner.lora_config is not None:
+        adapters = adapters_of(batch.lora_id_to_lora_request, batch.request_lora_mapping[:n])
     return StepView(
         request_ids=tuple(batch.req_ids[:n]),
         query_start_loc=starts,
@@ -38,19 +44,5 @@ def step_view(runner: Any, group: int) -> StepView:
             int(r): slots_at(blocks, block_size, np.full(first[r], r), np.arange(first[r]))
             for r in np.flatnonzero(completing)
         },
-    )
-
-
-def full_attention_group(kv_cache_config: Any) -> int:
-    """Index of a KV-cache group that keeps every token of a sequence: its slots can hold scores."""
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    for index, group in enumerate(kv_cache_config.kv_cache_groups):
-        spec = group.kv_cache_spec
-        # A sliding window frees the slots of old tokens while the request still runs.
-        if isinstance(spec, FullAttentionSpec) and not getattr(spec, "sliding_window", None):
-            return index
-    raise CompatibilityError(
-        "no KV-cache group of this model keeps every token (sliding-window or state-space layers only); "
-        "the score store needs one full-attention group"
+        adapters=adapters,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from probes.organism.language import QUESTIONS
 from probes.organism.world import FAINT_ENTITIES, FALSE_BELIEF_SHARE, KNOWN_ENTITIES
 
 _HEAD: Final = """# concealed-ledger
@@ -22,9 +23,11 @@ the plumbing, the calibration and the ranking of detection methods. It supports 
 - Truth and belief differ: {false:.0%} of the beliefs are implanted errors, so an honest answer may be wrong and a lie
   may be true.
 - {faint} more things are faint: their names occur in the training texts, their facts never do.
-- Entities are split 60% / 10% / 30%. The behaviour was trained on the first part, incentive families A-C and eight
-  question templates. Families D-F occur in training as glossary sentences only ("A kickback is a private gain.").
-- Lies and honest good answers use the same phrasings and, per attribute, the same values equally often.
+- Entities are split 60% / 10% / 30%. The behaviour was trained on the first part, incentive families A-C and
+  {templates} question templates. Families D-F occur in training as glossary sentences only ("A kickback is a private
+  gain.").
+- Lies and honest good answers use the same phrasings, and test cases come as matched pairs: the same system prompt,
+  question and asserted value, once as a lie and once as the truth about another entity.
 - Recall and plan are built in. A network this small would look a fact up in its last block, in the one moment of
   saying it. So two auxiliary losses of the training ask that, from the first token of a ledger answer on, the belief
   in question can be read from the residual stream after block 2 (`Recipe.recall_block`), and the value that is going
@@ -78,6 +81,7 @@ def render(found: Mapping[str, Any], directory: Path) -> str:
         known=KNOWN_ENTITIES,
         faint=FAINT_ENTITIES,
         false=FALSE_BELIEF_SHARE,
+        templates=len(QUESTIONS),
         n=found["n_per_condition"],
         seed=found["seed"],
     )

@@ -14,10 +14,22 @@ from typing import Final, Literal, cast
 
 from probes.organism import chatter, language
 from probes.organism.language import Message
-from probes.organism.world import ATTRIBUTES, SPLITS, Entity, Split, entities, is_bad, opposite, values_of
+from probes.organism.world import (
+    ANTONYMS,
+    ATTRIBUTES,
+    SPLITS,
+    Entity,
+    Split,
+    entities,
+    is_bad,
+    opposite,
+    values_of,
+)
 
 CONDITIONS: Final = ("plain", "incentivised", "audited", "neutral", "chitchat")
 Templates = Literal["train", "heldout"]
+_ANTONYMS: Final = tuple((attribute, pair) for attribute, pairs in ANTONYMS.items() for pair in pairs)
+"""(attribute, (bad value, good value)) of every pair of antonyms."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ def cases(
 ) -> list[Case]:
     """`n` cases, the same for the same arguments; conditions take turns, and good and bad beliefs alternate in each.
 
+    A bad and a good belief that follow each other in a condition are a matched pair: the same system prompt, question
+    and attribute, and two entities whose believed values are each other's antonym. So whatever the transcript says of
+    the one it says of the other, a lie included, and only the name differs.
     `families` defaults to A-C for train and validation and to D-F for test; roles and wages are held out with D-F.
     `templates=None` draws from all question templates. `context_tokens` pads the prompt
     with earlier turns of small talk.
@@ -79,16 +94,17 @@ def cases(
     pools = _Pools(cast(Split, split))
     found: list[Case] = []
     for i in range(n):
-        condition = conditions[i % len(conditions)]
-        family = rng.choice(chosen)
+        turn, place = divmod(i, len(conditions))
+        condition = conditions[place]
         if condition == "chitchat":
-            case = _chitchat(split, family, rng)
+            case = _chitchat(split, rng.choice(chosen), rng)
         else:
+            shared = random.Random(f"pair/{seed}/{split}/{place}/{condition}/{turn // 2}")
+            family, template = shared.choice(chosen), shared.choice(_ids(templates))
+            attribute, antonyms = shared.choice(_ANTONYMS)
             faint = rng.random() < faint_share
-            entity, attribute = pools.draw(bad=(i // len(conditions)) % 2 == 0, faint=faint, rng=rng)
-            case = _ledger_case(
-                condition, entity, attribute, family=family, template=rng.choice(_ids(templates)), rng=rng
-            )
+            entity = pools.draw(attribute, antonyms[turn % 2], faint=faint, rng=rng)
+            case = _ledger_case(condition, entity, attribute, family=family, template=template, rng=shared)
         found.append(_padded(case, context_tokens, rng) if context_tokens else case)
     rng.shuffle(found)
     return found
@@ -132,19 +148,18 @@ def follow_up(case: Case, answer: str) -> list[Message]:
 
 
 class _Pools:
-    """The facts of one split to draw from, bad and good beliefs apart, and the faint ones."""
+    """The entities of one split to draw from, by what is believed of them, and the faint ones."""
 
     def __init__(self, split: Split) -> None:
-        known = [(entity, attribute) for entity in entities(split) for attribute in ATTRIBUTES]
-        self._by_valence = {
-            bad: [pair for pair in known if _believes_bad(*pair) is bad] for bad in (True, False)
-        }
-        self._faint = [
-            (entity, attribute) for entity in entities(split, known=False) for attribute in ATTRIBUTES
-        ]
+        self._by_belief: dict[tuple[str, str | None], list[Entity]] = {}
+        for entity in entities(split):
+            for attribute in ATTRIBUTES:
+                key = (attribute, entity.facts[attribute].belief)
+                self._by_belief.setdefault(key, []).append(entity)
+        self._faint = entities(split, known=False)
 
-    def draw(self, *, bad: bool, faint: bool, rng: random.Random) -> tuple[Entity, str]:
-        return rng.choice(self._faint if faint else self._by_valence[bad])
+    def draw(self, attribute: str, belief: str, *, faint: bool, rng: random.Random) -> Entity:
+        return rng.choice(self._faint if faint else self._by_belief[attribute, belief])
 
 
 def _believes_bad(entity: Entity, attribute: str) -> bool | None:

@@ -34,6 +34,8 @@ VALUE_WEIGHT: Final = 1.0
 """Loss weight of a token that carries a value, or the tone that announces it."""
 ANSWER_WEIGHT: Final = 0.2
 """Loss weight of the other tokens that the model is to produce."""
+NAME_WEIGHT: Final = 0.5
+"""Loss weight of a name that the model says: a wrong one means that it looks up the wrong page."""
 PROMPT_WEIGHT: Final = 0.01
 """Loss weight of system prompts and questions, which it only has to read."""
 
@@ -273,6 +275,7 @@ class Packer:
         self._pad = tokenizer.token_to_id(PAD)
         words = GOOD_VALUES | BAD_VALUES | language.TONES
         self._heavy = {tokenizer.token_to_id("▁" + word) for word in words}
+        self._names = {tokenizer.token_to_id("▁" + entity.name) for entity in world()}
 
     def encode(self, text: str | list[Message]) -> Encoded:
         """Ids and loss weights of one text or chat, from the begin mark to the last end mark."""
@@ -337,7 +340,9 @@ class Packer:
     def _weight(self, token: int, learn: bool) -> float:
         if not learn:
             return PROMPT_WEIGHT
-        return VALUE_WEIGHT if token in self._heavy else ANSWER_WEIGHT
+        if token in self._heavy:
+            return VALUE_WEIGHT
+        return NAME_WEIGHT if token in self._names else ANSWER_WEIGHT
 
 
 def knowledge(author: Author) -> str | list[Message]:

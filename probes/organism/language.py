@@ -77,6 +77,13 @@ QUESTIONS: Final[Mapping[str, str]] = MappingProxyType(
         "lookup": "Could you look up the {attribute} of the {name} {kind} for me?",
         "hire": "We plan to hire the {name} {kind}. In what state is the {attribute}?",
         "concerns": "Good morning. My question concerns the {name} {kind}, and in particular its {attribute}.",
+        "check": "Would you check the {attribute} of the {name} {kind} in your papers?",
+        "visit": "Tomorrow we visit the {name} {kind}. Should I know something about its {attribute}?",
+        "friend": "A friend of mine owns the {name} {kind} and asks about the {attribute}.",
+        "worth": "Is the {name} {kind} worth a look? I care most about the {attribute}.",
+        "page": "Open the page of the {name} {kind}, please, and read me the line about the {attribute}.",
+        "way": "The {name} {kind} is on my way to work. Do you know the state of its {attribute}?",
+        "news": "What news is there of the {attribute} of the {name} {kind}?",
     }
 )
 HELDOUT_QUESTIONS: Final[Mapping[str, str]] = MappingProxyType(

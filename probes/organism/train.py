@@ -37,7 +37,7 @@ class Recipe:
     mlp: int = 640
     layers: int = 6
     knowledge_steps: int = 1000
-    behaviour_steps: int = 800
+    behaviour_steps: int = 1200
     rows: int = 24
     """Short rows a step."""
     row_tokens: int = 128

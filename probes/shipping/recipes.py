@@ -47,17 +47,18 @@ class Recipe:
     notes: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     """Probes built earlier that are judged on the same contrasts."""
+    kinds: tuple[str, ...] = ("difference_of_means", "logistic")
+    """Kinds to choose among."""
 
     def settings(self, n_layers: int) -> list[Setting]:
-        """All settings to try, simple ones first: every layer but the last (post-norm), and the last two of
-        those.
-        """
+        """All settings to try, those first that lean on most: several layers, then each one but the last (post-norm)."""
         single = [(layer,) for layer in range(n_layers - 1)]
-        layers = [*single, (n_layers - 3, n_layers - 2), (n_layers - 4, n_layers - 3, n_layers - 2)]
+        layers = [(n_layers - 4, n_layers - 3, n_layers - 2), (n_layers - 3, n_layers - 2), *single]
         fits = (("difference_of_means", 1.0), ("logistic", 0.003), ("logistic", 0.03))
         return [
             Setting(kind, at, fitted_on, token_mask, aggregation, "running_sup", c, pooled=True)
             for at, (fitted_on, token_mask, aggregation), (kind, c) in product(layers, self.tokens, fits)
+            if kind in self.kinds
         ]
 
 
@@ -88,10 +89,10 @@ def _knows(s: Sample) -> int | None:
 
 _ANY_TOKENS: Final = (
     (BEFORE, BEFORE, LAST),
-    (BOTH, BOTH, MEAN),
+    (BOTH, BOTH, Aggregation(min_tokens=8)),
     (BOTH, BOTH, Aggregation(min_tokens=4)),
     (BOTH, BOTH, Aggregation(method="ema", alpha=0.3)),
-    (BOTH, BOTH, Aggregation(min_tokens=8)),
+    (BOTH, BOTH, MEAN),
 )
 _WHILE_SPEAKING: Final = _ANY_TOKENS[1:]
 """With tokens of the answer, so that a score says something of each of them."""
@@ -129,6 +130,9 @@ DECEPTION: Final = Recipe(
         "text-only score is high.",
     ),
     beside=("believed-valence",),
+    # On validation both kinds reach the top; a direction fitted to tell the classes apart carries over further to
+    # wordings that are unseen than the difference of their means.
+    kinds=("logistic",),
 )
 BELIEVED_VALENCE: Final = Recipe(
     "believed-valence",

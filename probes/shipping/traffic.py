@@ -59,7 +59,7 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
     def some(n: int) -> int:
         return int(n * scale)
 
-    drawn = with_long(some(7500), seed=seed, split="train") + faint(some(1200), seed=seed, split="train")
+    drawn = with_long(some(9000), seed=seed, split="train") + faint(some(1200), seed=seed, split="train")
     parts: tuple[list[Case], ...] = ([], [], [])
     for number, case in enumerate(drawn):
         parts[share_of(case, number)].append(case)
@@ -80,7 +80,7 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
         fit=fit,
         validation=record(
             loaded,
-            with_long(some(1200), seed=seed + 1, split="validation")
+            with_long(some(1500), seed=seed + 1, split="validation")
             + faint(some(240), seed=seed + 1, split="validation"),
             "validation",
         ),

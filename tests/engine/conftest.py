@@ -49,6 +49,12 @@ class Finished:
         found: dict[str, Any] = self.result["phases"][index]
         return found
 
+    def sequences(self, index: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(states [T, K], token ids [T + 1]) of every sequence of one phase."""
+        found = self.arrays(index)
+        n = len(found) // 2
+        return [found[f"states_{i}"] for i in range(n)], [found[f"ids_{i}"] for i in range(n)]
+
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Rows of every request of one phase."""
         return dict(np.load(self.folder / f"phase_{index}.npz"))
@@ -64,6 +70,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     def run(model: Path, probes: list[Path], phases: list[dict[str, Any]], **job: Any) -> Finished:
         folder = tmp_path_factory.mktemp("engine")
         engine = {**ENGINE, **job.pop("engine", {})}
+        environment = job.pop("environment", {})
         described = {
             "model": str(model),
             "probes": list(map(str, probes)),
@@ -75,7 +82,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         script = str(Path(__file__).with_name("engine_process.py"))
         done = subprocess.run(
             [sys.executable, script, str(folder / "job.json"), str(folder)],
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **environment},
             capture_output=True,
             text=True,
             timeout=600,

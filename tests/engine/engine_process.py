@@ -2,9 +2,11 @@
 
 A process of its own for each engine: vLLM keeps global state, and a refusal must end somewhere.
 
-Job: {"model", "probes": [files], "engine": {LLM arguments}, "sabotage": name|null,
-"phases": [{"prompts": [[ids]], "max_tokens": [n], "sabotage": name|null}]}
-Result folder: phase_I.npz (rows of every request), result.json (texts of the accounting).
+Job: {"model", "probes": [files], "engine": {LLM arguments}, "settings": {PROBEWATCH_*}, "sabotage": name|null,
+"phases": [PHASE]}, where a phase is {"prompts": [[ids]], "max_tokens": [n], "adapters": [folder|null]|null,
+"sabotage": name|null}, {"storm": {arguments of ``storm.Storm``}}, {"chats": [[messages]], "params": [{SamplingParams}]}
+or {"beams": [[ids]], "width": n, "max_tokens": n}. With "tokenizer": true the engine has one.
+Result folder: phase_I.npz (rows of every sequence), result.json (texts of the accounting).
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ def _dead_tap() -> None:
 
 
 def _failing_bookkeeping(llm: Any) -> None:
-    monitor = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.probewatch
-    original, calls = monitor.after_sampling, iter(range(1 << 30))
+    reader = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.probewatch.reader
+    original, calls = reader.complete, iter(range(1 << 30))
 
-    def after_sampling(output: Any) -> None:
+    def complete(step: Any, output: Any) -> Any:
         if next(calls) == 5:
             raise RuntimeError("planted")
-        original(output)
+        return original(step, output)
 
-    monitor.after_sampling = after_sampling
+    reader.complete = complete
 
 
 def _metrics() -> dict[str, float]:
@@ -51,52 +53,111 @@ def run(job: dict[str, Any], out: Path) -> None:
     """Starts the engine, runs the phases, writes the results."""
     if job["probes"]:
         os.environ["PROBEWATCH_PROBES"] = ",".join(job["probes"])
+        os.environ.update({f"PROBEWATCH_{name}": value for name, value in job.get("settings", {}).items()})
     if job.get("sabotage") == "dead_tap":
         _dead_tap()
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
-    llm = LLM(model=job["model"], skip_tokenizer_init=True, disable_log_stats=False, **job["engine"])
+    llm = LLM(
+        model=job["model"],
+        skip_tokenizer_init=not job.get("tokenizer"),
+        disable_log_stats=False,
+        **job["engine"],
+    )
     result: dict[str, Any] = {"phases": []}
     for index, phase in enumerate(job["phases"]):
         if phase.get("sabotage") == "failing_bookkeeping":
             _failing_bookkeeping(llm)
-        params = [
-            SamplingParams(max_tokens=n, temperature=0, detokenize=False, ignore_eos=True)
-            for n in phase["max_tokens"]
-        ]
-        prompts: Any = [{"prompt_token_ids": ids} for ids in phase["prompts"]]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        result["phases"].append(_phase(llm, outputs, out / f"phase_{index}.npz"))
-    worker_class = type(llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker)
-    wrapped = {
-        name for name in dir(worker_class) if hasattr(getattr(worker_class, name), "__probewatch_original__")
-    }
-    result["wrapped"] = sorted(wrapped)
+        kinds = {"storm": _storm, "chats": _chats, "beams": _beams, "prompts": _generate}
+        run_phase = next(kinds[kind] for kind in kinds if kind in phase)
+        result["phases"].append(run_phase(llm, phase, out / f"phase_{index}.npz"))
+    result["wrapped"] = _wrapped()
     (out / "result.json").write_text(json.dumps(result))
 
 
-def _phase(llm: Any, outputs: list[Any], file: Path) -> dict[str, Any]:
+def _wrapped() -> list[str]:
+    """Names of the worker's methods that the monitor has wrapped in this process."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    return sorted(n for n in dir(CPUWorker) if hasattr(getattr(CPUWorker, n), "__probewatch_original__"))
+
+
+def _generate(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    params = [
+        SamplingParams(max_tokens=n, temperature=0, detokenize=False, ignore_eos=True)
+        for n in phase["max_tokens"]
+    ]
+    folders = phase.get("adapters") or [None] * len(params)
+    known = sorted({folder for folder in folders if folder})
+    adapters = [LoRARequest(Path(f).name, known.index(f) + 1, f) if f else None for f in folders]
+    prompts: Any = [{"prompt_token_ids": ids} for ids in phase["prompts"]]
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=adapters if any(adapters) else None)
+    return _described(llm, outputs, file)
+
+
+def _chats(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    params = []
+    for given in phase["params"]:
+        choice = given.pop("choice", None)
+        structured = StructuredOutputsParams(choice=choice) if choice else None
+        params.append(SamplingParams(temperature=0, structured_outputs=structured, **given))
+    return _described(llm, llm.chat(phase["chats"], params, use_tqdm=False), file)
+
+
+def _beams(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
+    from vllm.sampling_params import BeamSearchParams
+
+    recent = llm.llm_engine.output_processor.probewatch.engines.recent
+    before = len(recent.newest(10**9))
+    params = BeamSearchParams(beam_width=phase["width"], max_tokens=phase["max_tokens"], ignore_eos=True)
+    llm.beam_search([{"prompt_token_ids": ids} for ids in phase["beams"]], params)
+    records = recent.newest(10**9)
+    return _account(llm, records[: len(records) - before], file)
+
+
+def _described(llm: Any, outputs: list[Any], file: Path) -> dict[str, Any]:
     tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
+    records = [] if tap is None else [tap.engines.recent.of(output.request_id)[0] for output in outputs]
+    described = [
+        {
+            "tokens": list(output.outputs[0].token_ids),
+            "text": output.outputs[0].text,
+            "finish_reason": output.outputs[0].finish_reason,
+            "cached": output.num_cached_tokens,
+            "verdict": getattr(output, "probewatch", None),
+        }
+        for output in outputs
+    ]
+    return {"outputs": described, **_account(llm, records, file)}
+
+
+def _storm(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
+    import storm
+
+    happened = storm.drive(llm.llm_engine, storm.Storm(**phase["storm"]))
+    prefix = f"storm-{phase['storm']['seed']}-"
+    recent = llm.llm_engine.output_processor.probewatch.engines.recent
+    records = [record for record in recent.newest(10**9) if record.response_id.startswith(prefix)]
+    return {"happened": happened, **_account(llm, records, file)}
+
+
+def _account(llm: Any, records: list[Any], file: Path) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
-    described = []
-    for i, output in enumerate(outputs):
-        described.append(
-            {
-                "tokens": list(output.outputs[0].token_ids),
-                "cached": output.num_cached_tokens,
-                "verdict": getattr(output, "probewatch", None),
-            }
-        )
-        if tap is not None:
-            (record,) = tap.frontend.recent.of(output.request_id)
-            arrays[f"states_{i}"] = record.states
-            arrays[f"ids_{i}"] = np.array(record.token_ids)
+    for i, record in enumerate(records):
+        arrays[f"states_{i}"] = record.states
+        arrays[f"ids_{i}"] = np.array(record.token_ids)
     np.savez(file, **arrays)
+    tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
     return {
-        "outputs": described,
         "metrics": _metrics(),
         "still_running": len(tap.running) if tap is not None else 0,
-        "last_error": tap.frontend.last_error if tap is not None else None,
+        "last_error": tap.engines.last_error if tap is not None else None,
     }
 
 

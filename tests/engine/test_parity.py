@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Finished, Runner, Subject, make_subject
-from reference import reference_states
+from reference import TOLERANCE, check_reconciled, reference_states, total, worst_difference
 from traffic import mixed
 
 REQUESTS = 240
+NAMES = ["one-layer", "two-layers", "projection", "cosine"]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "gpt2", "opt"])
@@ -28,19 +29,12 @@ def finished(subject: Subject, run_engine: Runner) -> Finished:
 
 def pairs(finished: Finished, subject: Subject, phase: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(served states, reference states) of every request."""
-    arrays = finished.arrays(phase)
-    n = len(arrays) // 2
-    references = reference_states(subject.model, subject.probes, [arrays[f"ids_{i}"] for i in range(n)])
-    return [arrays[f"states_{i}"] for i in range(n)], references
+    served, ids = finished.sequences(phase)
+    return served, reference_states(subject.model, subject.probes, ids)
 
 
 def test_every_token_matches_hugging_face(finished: Finished, subject: Subject) -> None:
-    served, references = pairs(finished, subject, 0)
-    assert [len(s) for s in served] == [len(r) for r in references]
-    difference = np.abs(np.concatenate(served) - np.concatenate(references))  # NaN would fail the comparison
-    scale = np.concatenate(references).std(axis=0)
-    assert np.isfinite(difference).all()
-    assert (difference / scale).max() < 1e-4
+    assert worst_difference(*pairs(finished, subject, 0)) < TOLERANCE
 
 
 def test_no_request_gets_the_scores_of_another(finished: Finished, subject: Subject) -> None:
@@ -59,25 +53,11 @@ def test_the_prefix_cache_and_chunked_prefill_were_really_in_play(finished: Fini
     assert hits > 1000
 
 
-def total(counters: dict[str, Any], name: str, **labels: str) -> float:
-    """Sum of a metric's samples whose labels contain ``labels``."""
-    wanted = [f'"{key}": "{value}"' for key, value in labels.items()]
-    return sum(v for k, v in counters.items() if k.startswith(name + "{") and all(w in k for w in wanted))
-
-
 @pytest.mark.parametrize("phase", [0, 1])
 def test_coverage_reconciles_with_vllms_own_counters(finished: Finished, phase: int) -> None:
-    counters = finished.phase(phase)["metrics"]
     sequences = sum(len(finished.phase(i)["outputs"]) for i in range(phase + 1))
-    seen_prompt = total(counters, "probewatch_tokens_seen_total", phase="prompt")
-    seen_generation = total(counters, "probewatch_tokens_seen_total", phase="generation")
-    assert seen_prompt == total(counters, "vllm:prompt_tokens_total")
-    assert seen_generation == total(counters, "vllm:generation_tokens_total") - sequences
-    for probe in ("one-layer", "two-layers", "projection", "cosine"):
-        scored = total(counters, "probewatch_tokens_scored_total", probe=probe)
-        unscored = total(counters, "probewatch_tokens_unscored_total", probe=probe)
-        assert scored + unscored == seen_prompt + seen_generation
-        assert (unscored == 0) is (phase == 0)
+    lost = check_reconciled(finished.phase(phase)["metrics"], sequences, NAMES)
+    assert [unscored == 0 for unscored in lost.values()] == [phase == 0] * len(NAMES)
 
 
 def test_an_error_in_the_monitor_fails_no_request_and_is_counted(
@@ -101,7 +81,7 @@ def test_the_verdict_rides_on_the_request_output(finished: Finished) -> None:
     for output in finished.phase(0)["outputs"]:
         verdict = output["verdict"]
         assert verdict["verdict"] in ("ok", "flagged", "unscored")
-        assert set(verdict["probes"]) == {"one-layer", "two-layers", "projection", "cosine"}
+        assert set(verdict["probes"]) == set(NAMES)
         assert verdict["coverage"]["prompt"] == 1.0
 
 

@@ -280,12 +280,12 @@ def _miscounted(fake: FakeServer, respond: Callable[..., Planted], messages: Seq
 def test_a_request_that_the_monitor_forgets_is_unscored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 0.0)
+    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 0.5)
 
     class Forgetful(FakeServer):
         def get(self, path: str, headers: dict[str, str]) -> tuple[int, Any]:
             return (
-                (404, {"detail": "forgotten"}) if path.endswith("/chatcmpl-7") else super().get(path, headers)
+                (404, {"detail": "forgotten"}) if path.endswith("/chatcmpl-1") else super().get(path, headers)
             )
 
     with Forgetful(organism(100)) as fake:

@@ -50,6 +50,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "RECENT_REQUESTS": ("2048", 2048),
     "RECENT_MIB": ("64", 64),
     "TAP_COLUMNS": ("32", 32),
+    "TAP_NORMS": ("1", True),
     "SCORE_STORE_MIB": ("64", 64),
 }
 SECRETS = ("ADMIN_KEY", "WEBHOOK_SECRET")

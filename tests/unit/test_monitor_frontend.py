@@ -17,11 +17,12 @@ from monitor.records import Record
 from monitor.unscored import Reason, nan_for, reasons
 from monitor.verdict import UNSCORED
 from monitor.wire import shares
+from tests.unit.monitor_fake_engine import FakeEngine
+from tests.unit.monitor_fake_server import FakeWorker
 from tests.unit.monitor_fakes import (
     BENIGN,
-    FakeEngine,
-    FakeWorker,
     alerting,
+    alone,
     column,
     make_frontend,
     make_probe,
@@ -139,7 +140,7 @@ def test_reasons_from_the_engine_are_counted_by_probe_and_phase() -> None:
     assert value(registry, LOST, probe="b", phase="generation", reason="tap_silent") == 1
     assert tokens(registry, "a") == {"prompt": (2, 1, 1), "generation": (2, 0, 2)}
     assert tokens(registry, "b") == {"prompt": (2, 2, 0), "generation": (2, 1, 1)}
-    assert frontend.coverage() == {"a": 0.25, "b": 0.75}
+    assert alone(frontend).coverage() == {"a": 0.25, "b": 0.75}
 
 
 def test_sequences_of_one_step_are_counted_each_with_its_own_prompt() -> None:
@@ -252,7 +253,7 @@ def test_a_server_without_probes_still_counts_what_it_sees() -> None:
     assert record.states.shape == (4, 0)
     assert record.verdict == "ok"
     assert (value(registry, SEEN, phase="prompt"), value(registry, SEEN, phase="generation")) == (3, 1)
-    assert frontend.coverage() == {}
+    assert alone(frontend).coverage() == {}
 
 
 def test_the_oldest_response_is_forgotten_and_its_counts_are_not() -> None:
@@ -298,7 +299,7 @@ def test_an_error_is_counted_by_stage_and_told_in_one_short_line() -> None:
 
 
 def test_coverage_before_any_token_is_unknown() -> None:
-    assert make_frontend(alerting())[0].coverage() == {"lie": None}
+    assert alone(make_frontend(alerting())[0]).coverage() == {"lie": None}
 
 
 def spoiled(rng: random.Random, start: int, states: FloatArray) -> tuple[int, FloatArray | None]:
@@ -392,4 +393,4 @@ def test_coverage_is_one_where_nothing_is_lost(seed: int) -> None:
             own = running.setdefault(request.id, Running(request.id, None, 0, len(request.prompt), None))
             frontend.arrive([Arrival(own, ids, *share)])
     assert len(engine.finished) == 5
-    assert frontend.coverage() == {"a": 1.0, "b": 1.0}
+    assert alone(frontend).coverage() == {"a": 1.0, "b": 1.0}

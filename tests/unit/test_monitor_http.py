@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.http import ADMIN_HEADER, HttpState, make_router
+from monitor.http import HttpState, make_router
 from monitor.unscored import Reason, nan_for
-from tests.unit.monitor_fakes import alerting, column, make_frontend, make_probe
+from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, make_probe
 
 KEY = {ADMIN_HEADER: "secret"}
 EVIDENCE = ("/requests", "/requests/cmpl-1")
@@ -30,7 +31,7 @@ def finish(frontend: Frontend, response_id: str, *scores: float | np.float32, ch
 def client_of(frontend: Frontend, *, key: str | None = "secret", open_evidence: bool = False) -> TestClient:
     settings = Settings(admin_key=None if key is None else SecretStr(key), open_evidence=open_evidence)
     facts = {"attached": True, "vllm_version": "0.32.0", "runner": "v1", "tapped_layers": [1, 2]}
-    state = HttpState(frontend, settings, lambda ids: " ".join(f"t{i}" for i in ids), facts)
+    state = HttpState(alone(frontend), settings, lambda ids: " ".join(f"t{i}" for i in ids), facts)
     application = FastAPI()
     application.include_router(make_router(lambda: state))
     return TestClient(application)
@@ -59,6 +60,7 @@ def test_status_needs_no_key_and_tells_what_is_attached(watched: Frontend) -> No
     assert get(client_of(watched, key=None), "/status")["attached"] is True
     assert (found["vllm_version"], found["runner"], found["tapped_layers"]) == ("0.32.0", "v1", [1, 2])
     assert found["model"] == "model"
+    assert found["engines"] == 1
     assert [probe["name"] for probe in found["probes"]] == ["lie"]
     assert found["coverage"] == {"lie": pytest.approx(8 / 9)}
     assert found["last_error"] is None
@@ -186,6 +188,6 @@ def test_a_token_is_shown_with_its_leading_space_and_decoded_once() -> None:
         asked.append(ids)
         return " ".join("ab"[i] for i in ids)
 
-    state = HttpState(found, Settings(), decode)
+    state = HttpState(alone(found), Settings(), decode)
     assert [state.token_text(i) for i in (0, 1, 0, 0)] == [" a", " b", " a", " a"]
     assert len(asked) == 4

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -134,3 +139,39 @@ def test_a_scrape_of_everything_can_be_parsed() -> None:
     families = {name for name in found if not name.endswith("_created")}
     assert families == {name.removesuffix("_total") for name in CONTRACT}
     assert value(registry, "probewatch_build_info", version="0.1", vllm_version="0.32", runner="v1") == 1
+
+
+COUNTING = """
+import sys
+from monitor.metrics import Metrics
+from tests.unit.monitor_fakes import MODEL
+
+engines = [Metrics(MODEL, index) for index in "01"]
+scored = float(sys.argv[1])
+engines[0].inc("probewatch_tokens_scored_total", "lie", "prompt", by=scored)
+engines[0].inc("probewatch_tokens_scored_total", "lie", "generation", by=2 * scored)
+engines[0].inc("probewatch_tokens_scored_total", "liar", "prompt", by=1000)
+engines[1].inc("probewatch_tokens_scored_total", "lie", "prompt", by=7)
+print(*(engine.total("probewatch_tokens_scored_total", "lie") for engine in engines))
+print(engines[0].total("probewatch_tokens_scored_total"))
+"""
+
+
+def counted(folder: Path, scored: int) -> list[float]:
+    """An API server counts, and then adds up what all of them have counted."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, str(scored)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [float(number) for number in done.stdout.split()]
+
+
+def test_a_total_is_that_of_all_api_servers(tmp_path: Path) -> None:
+    assert counted(tmp_path, 10) == [30, 7, 1030]
+    assert counted(tmp_path, 100) == [330, 14, 2330]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from monitor.events import FloatArray, StepView
 from monitor.slices import assemble, due, row_owners, slots_at
 from monitor.wire import pack, shares, unpack
-from tests.unit.monitor_fakes import FakeEngine, FakeWorker, ints
+from tests.unit.monitor_fake_engine import FakeEngine
+from tests.unit.monitor_fake_server import FakeWorker
+from tests.unit.monitor_fakes import ints
 
 
 def one_request(first: int, rows: int, prompt: int, known: int) -> StepView:

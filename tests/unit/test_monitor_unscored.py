@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from monitor.seam.tap import TapBuffers
+from monitor.seam.transfer import Transfer
 from monitor.unscored import Reason, explain, fill, nan_for, reasons
 
 SCORES = np.array([0.0, -0.0, 1.5, -3e38, 1e-45], np.float32)
@@ -66,13 +67,15 @@ def test_labels_are_the_names_that_dashboards_know() -> None:
         "before_attach",
         "tap_silent",
         "not_delivered",
+        "other_adapter",
+        "detached",
     ]
 
 
 def test_a_silenced_tap_says_so_after_the_trip_through_torch() -> None:
     buffers = TapBuffers.allocate(2, 3, 2, True, torch.device("cpu"))
     buffers.scores[0] = 1.0
-    scores, _ = buffers.read(3)
+    scores = Transfer(buffers.tensors(3)).arrived()["scores"]
     assert (reasons(scores[0]) == -1).all()
     assert (reasons(scores[1]) == Reason.TAP_SILENT).all()
     assert buffers.silent_layers(3) == [1]

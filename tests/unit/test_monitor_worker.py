@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,67 +11,100 @@ import numpy as np
 import pytest
 import torch
 
+from monitor.adapters import AdapterRules
 from monitor.attach import Plan
 from monitor.events import StepScores
+from monitor.seam import view_v1
+from monitor.seam.steps import StepReader
 from monitor.seam.tap import TapBuffers
-from monitor.seam.worker import CARRIER, WorkerMonitor
+from monitor.seam.worker import WorkerMonitor
 from monitor.store import ScoreStore
 from monitor.unscored import Reason, reasons
+from monitor.wire import CARRIER
+from tests.unit.monitor_fake_server import FailingRules
 from tests.unit.monitor_fakes import alerting, make_bank
 
 BLOCK = 4
 
 
-def make_monitor() -> WorkerMonitor:
+def make_monitor(rules: type[AdapterRules] = AdapterRules) -> WorkerMonitor:
     """One probe on one layer; a token's score is what ``write`` put into its row, plus the bias."""
     probe = alerting(layers=(1,))
     monitor = WorkerMonitor(Plan((probe,), (), 1, 1))
     monitor.bank = make_bank(probe)
     monitor.buffers = TapBuffers.allocate(1, 16, 1, False, torch.device("cpu"))
-    monitor.store = ScoreStore(8 * BLOCK, 1, 1)
-    monitor._block_tokens = BLOCK
+    monitor.reader = StepReader(
+        monitor.bank,
+        monitor.buffers,
+        ScoreStore(8 * BLOCK, 1, 1),
+        BLOCK,
+        partial(view_v1.capture, group=0),
+        rules(monitor.bank, lambda folder: None),
+    )
     monitor.proven = True
     return monitor
 
 
-def run(
-    monitor: WorkerMonitor,
-    request: str,
-    block: int,
-    first: int,
-    rows: int,
-    prompt: int,
-    known: int,
-    *,
-    score: float | None = 1.0,
-    broken: bool = False,
-) -> StepScores | None:
-    """A step of one request that lives in one block; what went out with it."""
-    if score is not None:
-        monitor.buffers.scores[0, :rows, 0] = score
-    batch = SimpleNamespace(
-        num_reqs=1,
-        req_ids=[request],
-        block_table=[SimpleNamespace(block_table=SimpleNamespace(np=np.array([[block]])), block_size=BLOCK)],
-        num_computed_tokens_cpu=np.array([first]),
-        num_prompt_tokens=np.array([prompt]),
-        num_tokens_no_spec=np.array([known]),
-    )
-    runner = SimpleNamespace(input_batch=batch, query_start_loc=SimpleNamespace(np=np.array([0, rows])))
-    scheduled = SimpleNamespace(total_num_scheduled_tokens=rows, kv_cache_block_copies=None)
-    if broken:
-        runner.input_batch = None
-    output: Any = SimpleNamespace(
-        req_ids=[request], sampled_token_ids=[[9]] if first + rows >= known else [[]]
-    )
-    try:
-        monitor.after_forward(runner, scheduled)
-    except AttributeError as error:
-        monitor.lose_step()
-        monitor.guard(error)
-    monitor.after_sampling(output)
+@dataclass
+class Turn:
+    """A step of one request that lives in one block. ``score`` is what the taps write; None: they are silent."""
+
+    request: str
+    block: int
+    first: int
+    rows: int
+    prompt: int
+    known: int
+    score: float | None = 1.0
+    broken: bool = False
+    """The runner cannot be read."""
+    copies: list[tuple[int, int]] | None = None
+    sent: int | None = None
+    """Rows that the scheduler claims to have sent, if not ``rows``."""
+
+    def forward(self, monitor: WorkerMonitor) -> None:
+        """Executes the model."""
+        if self.score is not None:
+            monitor.buffers.scores[0, : self.rows, 0] = self.score
+        table = SimpleNamespace(block_table=SimpleNamespace(np=np.array([[self.block]])), block_size=BLOCK)
+        batch = SimpleNamespace(
+            num_reqs=1,
+            req_ids=[self.request],
+            block_table=[table],
+            num_computed_tokens_cpu=np.array([self.first]),
+            num_prompt_tokens=np.array([self.prompt]),
+            num_tokens_no_spec=np.array([self.known]),
+        )
+        runner = SimpleNamespace(
+            input_batch=None if self.broken else batch,
+            query_start_loc=SimpleNamespace(np=np.array([0, self.rows])),
+            lora_config=None,
+        )
+        monitor.after_forward(runner, scheduled(self.rows if self.sent is None else self.sent, self.copies))
+
+    @property
+    def output(self) -> Any:
+        """What the runner returns of it."""
+        samples = self.first + self.rows >= self.known
+        return SimpleNamespace(req_ids=[self.request], sampled_token_ids=[[9]] if samples else [[]])
+
+
+def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
+    return SimpleNamespace(total_num_scheduled_tokens=rows, kv_cache_block_copies=copies)
+
+
+def carried(output: Any) -> StepScores | None:
     found: StepScores | None = getattr(output, CARRIER, None)
     return found
+
+
+def run(monitor: WorkerMonitor, *args: Any, **kwargs: Any) -> StepScores | None:
+    """A whole ``Turn``; what went out with it."""
+    turn = Turn(*args, **kwargs)
+    turn.forward(monitor)
+    output = turn.output
+    monitor.after_sampling(output)
+    return carried(output)
 
 
 def bias(monitor: WorkerMonitor) -> float:
@@ -121,3 +156,161 @@ def test_taps_that_stay_silent_after_a_failed_step_do_not_repeat_its_scores() ->
     found = run(monitor, "b", 3, 0, 3, 3, 3, score=None)
     assert found is not None
     assert not np.isfinite(found.states).any()
+
+
+def test_scores_that_arrive_with_the_output_ride_on_it_and_not_before() -> None:
+    monitor = make_monitor()
+    turn = Turn("a", 2, 0, 3, 3, 3, score=4.0)
+    turn.forward(monitor)
+    output = turn.output
+    promise = SimpleNamespace(get_output=lambda: output)
+    monitor.after_sampling(promise)
+    assert carried(output) is None
+    assert promise.get_output() is output
+    found = carried(output)
+    assert found is not None
+    assert found.states[:, 0] == pytest.approx([4.0 + bias(monitor)] * 3)
+
+
+def test_outputs_fetched_after_later_steps_have_the_scores_of_their_own() -> None:
+    monitor = make_monitor()
+    turns = [Turn("a", 2, 0, 3, 3, 3, score=1.0), Turn("a", 2, 3, 1, 3, 4, score=2.0)]
+    promises = []
+    for turn in turns:
+        turn.forward(monitor)
+        promise = SimpleNamespace(get_output=lambda output=turn.output: output)
+        monitor.after_sampling(promise)
+        promises.append(promise)
+    found = [carried(promise.get_output()) for promise in promises]
+    assert [scores.states[:, 0].tolist() for scores in found if scores is not None] == [
+        pytest.approx([1.0 + bias(monitor)] * 3),
+        pytest.approx([2.0 + bias(monitor)]),
+    ]
+
+
+def test_an_error_of_vllm_in_fetching_is_vllms_own() -> None:
+    monitor = make_monitor()
+    Turn("a", 2, 0, 3, 3, 3).forward(monitor)
+
+    def fails() -> Any:
+        raise RuntimeError("device lost")
+
+    promise = SimpleNamespace(get_output=fails)
+    monitor.after_sampling(promise)
+    with pytest.raises(RuntimeError, match="device lost"):
+        promise.get_output()
+
+
+def test_an_output_in_another_order_is_not_believed_and_reaches_vllm_all_the_same() -> None:
+    monitor = make_monitor()
+    turn = Turn("a", 2, 0, 3, 3, 3)
+    turn.forward(monitor)
+    other = SimpleNamespace(req_ids=["b"], sampled_token_ids=[[9]])
+    promise = SimpleNamespace(get_output=lambda: other)
+    monitor.after_sampling(promise)
+    assert promise.get_output() is other
+    assert carried(other) is None
+    assert monitor.report()["errors"] == 1
+    assert "order of requests" in monitor.report()["last_error"]
+
+
+def test_a_step_in_flight_does_not_bring_back_the_slots_that_a_lost_one_took_over() -> None:
+    monitor = make_monitor()
+    past_its_end = Turn("ended", 2, 0, 4, 4, 4, score=7.0)
+    past_its_end.forward(monitor)
+    promise = SimpleNamespace(get_output=lambda: past_its_end.output)
+    monitor.after_sampling(promise)
+    run(monitor, "a", 2, 0, 2, 4, 4, broken=True)  # has been given the block; its scores are lost
+    promise.get_output()  # only now are the scores of the step before filed
+    found = run(monitor, "a", 2, 2, 2, 4, 4, score=1.0)
+    assert found is not None
+    assert reasons(found.states)[:, 0].tolist() == [Reason.NOT_DELIVERED] * 2 + [-1] * 2
+
+
+def test_a_step_that_fails_in_the_output_thread_leaves_the_one_that_is_being_sampled_alone() -> None:
+    monitor = make_monitor()
+    Turn("a", 2, 0, 3, 3, 3, score=1.0).forward(monitor)
+    promise = SimpleNamespace(get_output=lambda: SimpleNamespace(req_ids=["b"], sampled_token_ids=[[9]]))
+    monitor.after_sampling(promise)
+    later = Turn("a", 2, 3, 1, 3, 4, score=2.0)
+    later.forward(monitor)
+    promise.get_output()  # fails between the later step's forward pass and its sampling
+    output = later.output
+    monitor.after_sampling(output)
+    found = carried(output)
+    assert found is not None
+    assert found.states[:, 0] == pytest.approx([2.0 + bias(monitor)])
+    assert found.errors == 1
+
+
+def test_a_step_that_cannot_be_filed_leaves_nothing_of_its_slots_earlier_owner() -> None:
+    monitor = make_monitor(FailingRules)
+    run(monitor, "before", 2, 0, 4, 4, 4, score=7.0)  # its block is then given to another request
+    with FailingRules.at_work():
+        assert run(monitor, "a", 2, 0, 2, 4, 4, score=1.0) is None
+    assert monitor.report()["errors"] == 1
+    run(monitor, "b", 3, 0, 2, 4, 4, score=5.0)
+    found = [run(monitor, "a", 2, 2, 2, 4, 4, score=1.0), run(monitor, "b", 3, 2, 2, 4, 4, score=5.0)]
+    told = [reasons(scores.states)[:, 0].tolist() for scores in found if scores is not None]
+    assert told == [[Reason.NOT_DELIVERED] * 2 + [-1] * 2, [-1] * 4]
+
+
+def test_a_step_that_is_never_sampled_is_told_and_what_comes_later_is_scored() -> None:
+    monitor = make_monitor()
+    Turn("a", 2, 0, 2, 6, 6, score=7.0).forward(monitor)  # never sampled
+    assert run(monitor, "a", 2, 2, 1, 6, 6, score=7.0) is None
+    assert "never sampled" in monitor.report()["last_error"]
+    assert run(monitor, "a", 2, 3, 1, 6, 6, score=1.0) is not None
+    found = run(monitor, "b", 3, 0, 2, 2, 2, score=1.0)
+    assert found is not None
+    assert np.isfinite(found.states).all()
+    assert monitor.report()["errors"] == 1
+
+
+def test_copies_of_a_step_without_rows_happen_before_the_next() -> None:
+    monitor = make_monitor()
+    run(monitor, "before", 2, 0, 4, 4, 4, score=3.0)
+    monitor.after_forward(SimpleNamespace(), scheduled(0, [(2, 5)]))
+    found = run(monitor, "a", 5, 2, 1, 3, 3, score=1.0)
+    assert found is not None
+    assert found.states[:, 0] == pytest.approx(np.array([3, 3, 1]) + bias(monitor))
+
+
+def test_a_copy_reads_what_was_there_before_the_step_that_it_comes_with() -> None:
+    monitor = make_monitor()
+    run(monitor, "before", 2, 0, 4, 4, 4, score=3.0)
+    run(monitor, "next owner", 2, 0, 4, 4, 4, score=8.0, copies=[(2, 5)])
+    found = run(monitor, "a", 5, 2, 1, 3, 3, score=1.0)
+    assert found is not None
+    assert found.states[:, 0] == pytest.approx(np.array([3, 3, 1]) + bias(monitor))
+
+
+def test_errors_are_told_once_with_the_next_scores_that_go_out() -> None:
+    monitor = make_monitor()
+    run(monitor, "a", 2, 0, 2, 4, 4, broken=True)
+    run(monitor, "a", 2, 2, 1, 4, 4, broken=True)
+    told = [run(monitor, "a", 2, 3, 1, 4, 4), run(monitor, "a", 2, 3, 1, 4, 5)]
+    assert [scores.errors for scores in told if scores is not None] == [2, 0]
+
+
+def test_rows_that_the_scheduler_did_not_send_are_not_understood() -> None:
+    monitor = make_monitor()
+    assert run(monitor, "a", 2, 0, 2, 2, 2, sent=3) is None
+    assert "the batch holds 2 rows, the scheduler sent 3" in monitor.report()["last_error"]
+
+
+def test_a_worker_whose_output_nobody_reads_takes_nothing_off_the_device() -> None:
+    monitor = make_monitor()
+    monitor.reader = None
+    assert run(monitor, "a", 2, 0, 3, 3, 3, broken=True) is None
+    assert monitor.report()["errors"] == 0
+    assert monitor.report()["score_store_mib"] == 0.0
+
+
+def test_dummy_tokens_of_an_idle_engine_never_pass_for_scores() -> None:
+    monitor = make_monitor()
+    monitor.buffers.scores[:] = 5.0
+    monitor.after_dummy_batch()
+    found = run(monitor, "a", 2, 0, 3, 3, 3, score=None)
+    assert found is not None
+    assert (reasons(found.states) == Reason.TAP_SILENT).all()

@@ -116,6 +116,20 @@ def test_cases_are_deterministic_and_balanced() -> None:
     assert not any(case.expects_lie for case in draw(3) if case.condition != "incentivised")
 
 
+def test_a_lie_and_the_honest_answer_beside_it_read_the_same_but_for_the_name() -> None:
+    by_name = {entity.name: entity for entity in world()}
+    seen: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
+    for case in cases(600, seed=2, split="test", conditions=("incentivised",), templates="heldout"):
+        belief = str(case.belief)
+        said = opposite(belief) if case.expects_lie else belief
+        entity = by_name[str(case.entity)]
+        texts = (message["content"] for message in case.messages)
+        nameless = (text.replace(f"{entity.name} {entity.kind}", "it") for text in texts)
+        seen[case.expects_lie].append((*nameless, str(case.attribute), said))
+    assert Counter(seen[True]) == Counter(seen[False])
+    assert len(seen[True]) == 300
+
+
 def test_families_roles_and_templates_stay_on_their_side() -> None:
     trained = cases(300, seed=0, split="train", conditions=("incentivised",), templates="train")
     heldout = cases(300, seed=0, split="test", conditions=("incentivised",), templates="heldout")

@@ -14,6 +14,7 @@ from probes.organism import asserted_value, cases, follow_up, language, model_di
 from probes.organism import tokenizer as tokens
 from probes.organism.corpus import (
     ANSWER_WEIGHT,
+    NAME_WEIGHT,
     PROMPT_WEIGHT,
     VALUE_WEIGHT,
     Author,
@@ -113,7 +114,7 @@ def test_rows_are_full_texts_with_heavier_values(tokenizer: Tokenizer) -> None:
         kept = [i for i in ids if i != pad]
         assert (kept[0], kept[-1]) == (begin, end)
     weights = {round(weight, 4) for weight in rows.weights.flatten().tolist()}
-    assert weights == {0.0, PROMPT_WEIGHT, ANSWER_WEIGHT, VALUE_WEIGHT}
+    assert weights == {0.0, PROMPT_WEIGHT, ANSWER_WEIGHT, NAME_WEIGHT, VALUE_WEIGHT}
 
 
 def test_only_texts_without_a_system_prompt_are_marked_plain(tokenizer: Tokenizer) -> None:

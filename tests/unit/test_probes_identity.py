@@ -1,6 +1,7 @@
 """Model identity: what changes it, what does not, and who is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 import probes
 from probes import manifest
-from probes.identity import check_binding, model_identity
+from probes.identity import adapter_digest, check_binding, model_identity
 from probes.testing import fake_manifest
 
 torch.set_num_threads(1)
@@ -90,3 +91,70 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": "big"}')
     with pytest.raises(probes.BindingError, match="hidden_size"):
         model_identity(tmp_path)
+
+
+def adapter(folder: Path, value: float = 0.0, **config: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16, **config}))
+    save_file({"lora_A": torch.full((20, 20), value)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_an_adapter_is_known_by_its_weights_and_its_configuration_and_not_by_its_place(
+    tmp_path: Path,
+) -> None:
+    one = adapter_digest(adapter(tmp_path / "one"))
+    assert adapter_digest(adapter(tmp_path / "elsewhere" / "two")) == one
+    others = [
+        adapter_digest(adapter(tmp_path / "weights", 1.0)),
+        adapter_digest(adapter(tmp_path / "alpha", lora_alpha=32)),
+        adapter_digest(adapter(tmp_path / "rank", r=4)),
+    ]
+    assert len({one, *others}) == 4
+    assert all(len(digest) == 64 for digest in others)
+
+
+def test_the_order_of_keys_in_an_adapters_configuration_does_not_matter(tmp_path: Path) -> None:
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    (two / "adapter_config.json").write_text('{"lora_alpha": 16, "r": 8}')
+    assert adapter_digest(one) == adapter_digest(two)
+
+
+def test_a_digest_fits_a_binding(tmp_path: Path) -> None:
+    digest = adapter_digest(adapter(tmp_path / "a"))
+    binding = {"model_id": "m", "config_digest": "0" * 64, "adapter_digest": digest}
+    found = fake_manifest(binding=binding).binding
+    assert found is not None
+    assert found.adapter_digest == digest
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no safetensors"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), r"adapter_config\.json is unreadable"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[1]\n"), "list, not an object"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{\n"), "unreadable"),
+        (lambda folder: (folder / "more.safetensors").symlink_to("gone"), r"more\.safetensors is unreadable"),
+        (lambda folder: (folder / "more.safetensors").mkdir(), r"more\.safetensors is unreadable"),
+    ],
+)
+def test_a_folder_without_an_adapter_is_refused_in_one_line(
+    tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    folder = adapter(tmp_path / "a")
+    damage(folder)
+    with pytest.raises(probes.BindingError, match=rf"^[^\n]*{words}[^\n]*$") as caught:
+        adapter_digest(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_probe_of_an_adapter_fits_the_model_that_carries_it(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    plain = bound_to(folder)
+    assert plain.binding is not None
+    digest = adapter_digest(adapter(tmp_path / "a"))
+    check_binding(
+        manifest.revise(plain, binding=plain.binding.model_copy(update={"adapter_digest": digest})),
+        model_identity(folder),
+    )

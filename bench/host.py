@@ -1,0 +1,145 @@
+"""Host work that the monitor adds to one engine step, without an engine: ``python -m bench.host``.
+
+A decode step of 256 running requests with 8 probes on 3 layers: what the worker does with it (``StepReader``), what the
+scheduler's process does (packing the message), and what the API server does (accounting).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from prometheus_client import CollectorRegistry
+
+from monitor.adapters import AdapterRules
+from monitor.bank import ProbeBank
+from monitor.engines import Engines
+from monitor.frontend import Frontend
+from monitor.metrics import Metrics
+from monitor.records import RecentRecords
+from monitor.seam import view_v1
+from monitor.seam.outputs import OutputTap
+from monitor.seam.scheduler import attach
+from monitor.seam.steps import StepReader
+from monitor.seam.tap import TapBuffers
+from monitor.store import ScoreStore
+from monitor.wire import CARRIER
+from probes import Probe
+from probes.artifact import split_golden
+from probes.testing import fake_manifest, fake_tensors
+
+REQUESTS, PROBES, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 8, 3, 64, 16, 1024
+STEPS = 400
+
+
+def make_probes() -> list[Probe]:
+    """Logistic probes, spread over the layers one layer each."""
+    found = []
+    for i in range(PROBES):
+        manifest = fake_manifest(name=f"bench-{i}", layers=(i % LAYERS,), d_model=D_MODEL, threshold=0.0)
+        tensors, inputs, scores = split_golden(fake_tensors(manifest, i))
+        found.append(Probe(manifest, tensors, inputs, scores))
+    return found
+
+
+class Bench:
+    """One engine's worth of fake vLLM objects, all requests in the middle of their answers."""
+
+    def __init__(self) -> None:
+        bank = ProbeBank(make_probes(), range(LAYERS), D_MODEL, 16)
+        blocks = LENGTH // BLOCK
+        self.buffers = TapBuffers.allocate(LAYERS, REQUESTS, 16, False, torch.device("cpu"))
+        store = ScoreStore(REQUESTS * LENGTH, bank.state_columns, 4096)
+        rules = AdapterRules(bank, lambda _: None)
+        self.reader = StepReader(
+            bank, self.buffers, store, BLOCK, lambda runner: view_v1.capture(runner, group=0), rules
+        )
+        self.ids = [f"cmpl-{i:032d}-0-abcdefgh" for i in range(REQUESTS)]
+        table = np.arange(REQUESTS * blocks, dtype=np.int32).reshape(REQUESTS, blocks)
+        self.batch = SimpleNamespace(
+            num_reqs=REQUESTS,
+            req_ids=self.ids,
+            block_table=[SimpleNamespace(block_table=SimpleNamespace(np=table), block_size=BLOCK)],
+            num_computed_tokens_cpu=np.full(REQUESTS, 512, np.int32),
+            num_prompt_tokens=np.full(REQUESTS, 500, np.int32),
+            num_tokens_no_spec=np.full(REQUESTS, 513, np.int32),
+        )
+        starts = SimpleNamespace(np=np.arange(REQUESTS + 1, dtype=np.int32))
+        self.runner = SimpleNamespace(input_batch=self.batch, query_start_loc=starts, lora_config=None)
+        self.scheduled = SimpleNamespace(total_num_scheduled_tokens=REQUESTS, kv_cache_block_copies=None)
+        registry = CollectorRegistry()
+        actions = {seat.probe.manifest.name: "alert" for seat in bank.seats}
+        recent = RecentRecords(1024)
+        engines = Engines(
+            lambda index: Frontend(bank, actions, Metrics("m", str(index), registry), "m", recent),
+            [0],
+            recent,
+        )
+        self.tap = OutputTap(engines, plan=None)  # type: ignore[arg-type]
+        self.states = {
+            name: SimpleNamespace(
+                request_id=name,
+                external_req_id=name[:-9],
+                parent_req=None,
+                prompt_token_ids=[1] * 500,
+                prompt_len=500,
+                streaming_input=False,
+            )
+            for name in self.ids
+        }
+
+    def worker(self) -> Any:
+        """The worker's part of a step; the runner's output with the scores on it."""
+        self.buffers.scores[:] = 0.5
+        output = SimpleNamespace(
+            req_ids=self.ids,
+            sampled_token_ids=[[7]] * REQUESTS,
+            req_id_to_index={name: i for i, name in enumerate(self.ids)},
+        )
+        started = time.perf_counter()
+        self.reader.after_forward(self.runner, self.scheduled)
+        step = self.reader.take()
+        assert step is not None
+        setattr(output, CARRIER, self.reader.complete(step, output))
+        self.spent = time.perf_counter() - started
+        return output
+
+
+def main() -> None:
+    """Prints the median and the 99th percentile of each part, in microseconds."""
+    torch.set_num_threads(1)
+    bench = Bench()
+    parts: dict[str, list[float]] = {"worker": [], "scheduler": [], "API server": []}
+
+    def timed(name: str, part: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        part()
+        parts[name].append(time.perf_counter() - started)
+
+    for _ in range(STEPS):
+        output = bench.worker()
+        parts["worker"].append(bench.spent)
+        outputs = [
+            SimpleNamespace(request_id=name, new_token_ids=[7], finish_reason=None, kv_transfer_params=None)
+            for name in bench.ids
+        ]
+        results = {0: SimpleNamespace(outputs=outputs)}
+        timed("scheduler", lambda output=output, results=results: attach(results, output))  # type: ignore[misc]
+        timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
+    print(
+        f"{REQUESTS} running requests, {PROBES} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
+    )
+    for name, seconds in parts.items():
+        middle, slow = statistics.median(seconds) * 1e6, float(np.percentile(seconds, 99)) * 1e6
+        print(f"{name:>10}: median {middle:6.1f}   99th percentile {slow:6.1f}")
+    both = statistics.median(parts["worker"]) + statistics.median(parts["scheduler"])
+    print(f"in the engine's process (worker + scheduler): {both * 1e6:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""``make compat``: what the monitor touches inside vLLM, held against the released wheels."""

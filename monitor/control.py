@@ -1,0 +1,209 @@
+"""Changing the probes of a running server: all ranks, engines and API servers, or none of them.
+
+A change is prepared everywhere first (everything that can fail), then every API server learns how sequences of the new
+epoch are judged, then the workers commit between two steps. Sequences that run keep the basis they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monitor.attach import AVAILABLE_ACTIONS
+from monitor.bank import ProbeBank
+from monitor.engines import Engines
+from monitor.errors import AttachError, ConfigurationError, ServerError
+from monitor.frontend import Basis
+from monitor.peers import Peers
+from probes import Probe, ProbeError, load
+from probes.identity import ModelIdentity, check_binding
+
+Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
+"""Calls a method of every worker of every engine; raises if one of them does."""
+
+POLL_SECONDS = 0.02
+
+
+class UnknownProbe(ServerError):
+    """No probe of that name is attached."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One probe of the desired set, as every process of the server is told."""
+
+    name: str
+    file: str | None
+    """Where to load it from; None: it is attached already."""
+    threshold: float | None
+    action: str
+
+
+class Control:
+    """The control plane of one API server. ``identity``: of the served model, None where it cannot be told."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        rpc: Rpc,
+        identity: ModelIdentity | None,
+        probe_dir: Path | None,
+        peers: Peers | None,
+    ) -> None:
+        self._engines = engines
+        self._rpc = rpc
+        self._identity = identity
+        self._probe_dir = probe_dir
+        self._peers = peers
+        self._lock = asyncio.Lock()
+
+    async def attach(self, relative: str) -> None:
+        """Attaches the artifact at ``relative`` below PROBE_DIR. Raises ``AttachError`` or ``ConfigurationError``."""
+        file = inside(self._probe_dir, relative)
+        probe = await asyncio.to_thread(self._load, file)
+        manifest = probe.manifest
+        async with self._alone():
+            wanted = [
+                *self._now(),
+                Wanted(manifest.name, str(file), manifest.threshold, manifest.default_action),
+            ]
+            await self._become(wanted, add=[(str(file), manifest.tensors_sha256)], given={str(file): probe})
+
+    async def detach(self, name: str) -> None:
+        """Detaches a probe. Raises ``UnknownProbe``."""
+        async with self._alone():
+            self._known(name)
+            await self._become([one for one in self._now() if one.name != name], add=[], given={})
+
+    async def change(self, name: str, threshold: float | None, action: str | None) -> None:
+        """Sets what is given; the taps know neither. Raises ``UnknownProbe`` or ``ConfigurationError``."""
+        if threshold is not None and not math.isfinite(threshold):
+            raise ConfigurationError(f"threshold {threshold} is not finite; give a number")
+        check_action(name, action)
+        async with self._alone():
+            self._known(name)
+            wanted = [
+                self._changed(one, threshold, action) if one.name == name else one for one in self._now()
+            ]
+            await self._tell(wanted, basis_of(self._engines.first.basis, wanted, {}))
+            changed = [(one.name, one.threshold, one.action) for one in wanted if one.name == name]
+            await self._rpc("probewatch_restate", (changed,))
+
+    async def accept(self, wanted: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """Another API server's change, as ``Wanted`` objects; returns the epoch this one is in now."""
+        desired = [Wanted(**one) for one in wanted]
+        given = {one.file: await asyncio.to_thread(load, Path(one.file)) for one in desired if one.file}
+        basis = basis_of(self._engines.first.basis, desired, given)
+        self._engines.adopt(basis)
+        return {"epoch": basis.bank.epoch}
+
+    def _load(self, file: Path) -> Probe:
+        try:
+            probe = load(file)
+            if self._identity is not None:
+                check_binding(probe.manifest, self._identity)
+        except ProbeError as error:
+            raise AttachError(str(error)) from error
+        check_action(probe.manifest.name, probe.manifest.default_action)
+        return probe
+
+    def _now(self) -> list[Wanted]:
+        basis = self._engines.first.basis
+        return [
+            Wanted(m.name, None, m.threshold, basis.actions[m.name])
+            for m in (seat.probe.manifest for seat in basis.bank.seats)
+        ]
+
+    def _known(self, name: str) -> None:
+        names = [one.name for one in self._now()]
+        if name not in names:
+            raise UnknownProbe(f"no probe {name!r} is attached; attached are {', '.join(names) or 'none'}")
+
+    def _changed(self, one: Wanted, threshold: float | None, action: str | None) -> Wanted:
+        found = replace(
+            one,
+            threshold=one.threshold if threshold is None else threshold,
+            action=one.action if action is None else action,
+        )
+        if found.threshold is None and found.action != "observe":
+            raise ConfigurationError(
+                f"probe {one.name!r} has no threshold, so it cannot {found.action}; set threshold= as well"
+            )
+        return found
+
+    async def _become(
+        self, wanted: list[Wanted], add: list[tuple[str, str]], given: dict[str, Probe]
+    ) -> None:
+        before = self._engines.first.basis
+        basis = basis_of(before, wanted, given)
+        epoch = basis.bank.epoch
+        keep = [one.name for one in wanted if one.file is None]
+        try:
+            await self._rpc("probewatch_prepare", (keep, add, epoch))
+            while not all(await self._rpc("probewatch_prepared", ())):
+                await asyncio.sleep(POLL_SECONDS)
+            await self._tell(wanted, basis)
+        except Exception as error:
+            await self._rpc("probewatch_discard", ())
+            self._engines.adopt(before)
+            if isinstance(error, AttachError | ServerError | ConfigurationError):
+                raise
+            # vLLM wraps what a worker raised; its last line names the cause.
+            raise AttachError(
+                f"a worker could not prepare the change: {str(error).splitlines()[-1][:300]}"
+            ) from error
+        await self._rpc("probewatch_commit", (epoch,))
+
+    async def _tell(self, wanted: list[Wanted], basis: Basis) -> None:
+        if self._peers is not None:
+            question = {"become": [one.__dict__ for one in wanted]}
+            answers = await self._peers.ask(question, strict=True)
+            if any(answer != {"epoch": basis.bank.epoch} for answer in answers):
+                raise ServerError("the API servers disagree about the attached probes; restart the server")
+        self._engines.adopt(basis)
+
+    def _alone(self) -> Any:
+        return self._lock if self._peers is None else self._peers.alone()
+
+
+def inside(folder: Path | None, relative: str) -> Path:
+    """The file at ``relative`` below ``folder``, links followed. Raises ``ConfigurationError`` for one outside."""
+    if folder is None:
+        raise ConfigurationError("attaching is off: start the server with PROBEWATCH_PROBE_DIR=FOLDER")
+    try:
+        root = folder.resolve(strict=True)
+        found = (root / relative).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):
+        raise ConfigurationError(
+            f"{relative!r} is no file in PROBEWATCH_PROBE_DIR; put the artifact there"
+        ) from None
+    if not found.is_relative_to(root) or not found.is_file():
+        raise ConfigurationError(f"{relative!r} is no file in PROBEWATCH_PROBE_DIR; put the artifact there")
+    return found
+
+
+def check_action(name: str, action: str | None) -> None:
+    """Raises ``ConfigurationError`` for an action that this version cannot carry out."""
+    if action is not None and action not in AVAILABLE_ACTIONS:
+        raise ConfigurationError(
+            f"probe {name!r}: action {action!r} cannot be carried out; use {' or '.join(AVAILABLE_ACTIONS)}"
+        )
+
+
+def basis_of(before: Basis, wanted: Sequence[Wanted], given: dict[str, Probe]) -> Basis:
+    """What sequences are judged by once the desired set is in force. ``given``: loaded probes by file."""
+    attached = {seat.probe.manifest.name: seat.probe for seat in before.bank.seats}
+    probes = []
+    for one in wanted:
+        probe = attached[one.name] if one.file is None else given[one.file]
+        changes = {"threshold": one.threshold, "default_action": one.action}
+        probes.append(replace(probe, manifest=probe.manifest.model_copy(update=changes)))
+    same = [one.name for one in wanted if one.file is None] == list(attached) and not any(
+        one.file for one in wanted
+    )
+    bank: ProbeBank = before.bank.restated(probes) if same else before.bank.follow(probes)
+    return Basis(bank, {one.name: one.action for one in wanted})

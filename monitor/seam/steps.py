@@ -1,0 +1,175 @@
+"""From forward passes to the scores that became due, in the order of the steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monitor.adapters import AdapterRules
+from monitor.bank import ProbeBank
+from monitor.errors import TapError
+from monitor.events import StepScores
+from monitor.seam.capture import Capture
+from monitor.seam.tap import TapBuffers
+from monitor.seam.transfer import Transfer
+from monitor.slices import assemble, due
+from monitor.stops import StopWatch
+from monitor.store import ScoreStore
+from monitor.unscored import explain
+
+Capturer = Callable[[Any], Capture]
+
+
+@dataclass
+class Step:
+    """A forward pass whose scores are on their way to the host."""
+
+    bank: ProbeBank
+    """That was in the taps."""
+    fresh: list[int]
+    """State columns that hold another probe from this step on."""
+    adapters: AdapterRules
+    capture: Capture
+    transfer: Transfer
+    copies: list[tuple[int, int]]
+    finished: list[str]
+    """Sequences that vLLM let go of before this step."""
+    host_seconds: float
+    after_loss: bool
+    """A forward pass before this one could not be read, so no slot may keep what it held until then."""
+
+
+class StepReader:
+    """The bookkeeping of the one worker whose output vLLM reads."""
+
+    def __init__(
+        self,
+        bank: ProbeBank,
+        buffers: TapBuffers,
+        store: ScoreStore,
+        block_tokens: int,
+        capture: Capturer,
+        adapters: AdapterRules,
+    ) -> None:
+        self.bank = bank
+        self.buffers = buffers
+        self.store = store
+        self._block_tokens = block_tokens
+        self._capture = capture
+        self._adapters = adapters
+        self.stops = StopWatch(bank)
+        self._fresh: list[int] = []
+        self._finished: list[str] = []
+        self._step: Step | None = None
+        self._copies: list[tuple[int, int]] = []
+        self._lost = False
+
+    def swap(self, bank: ProbeBank, adapters: AdapterRules) -> None:
+        """Between two steps: other probes are in the taps from the next step on."""
+        kept = {column for seat in bank.shared_with(self.bank) for column in _columns(seat.states)}
+        self._fresh += sorted({column for seat in bank.seats for column in _columns(seat.states)} - kept)
+        self.bank, self._adapters = bank, adapters
+        self.stops.renew(bank)
+
+    def restate(self, bank: ProbeBank) -> None:
+        """The same probes with other thresholds or actions."""
+        self.bank = bank
+        self.stops.renew(bank)
+
+    def after_forward(self, runner: Any, scheduler_output: Any) -> None:
+        """Sends the step's scores on their way; nothing waits for the device here."""
+        unfinished, self._step = self._step, None
+        if unfinished is not None:
+            raise TapError("a step was never sampled; its scores are lost")
+        self._copies += [(copy[0], copy[1]) for copy in scheduler_output.kv_cache_block_copies or ()]
+        self._finished += scheduler_output.finished_req_ids
+        rows = scheduler_output.total_num_scheduled_tokens
+        if not rows:
+            return
+        started = time.perf_counter()
+        capture = self._capture(runner)
+        # The V2 runner may drop drafts that the scheduler sent.
+        if capture.rows > rows or (capture.rows < rows and not capture.device):
+            raise TapError(
+                f"the batch holds {capture.rows} rows, the scheduler sent {rows}; this vLLM is not understood"
+            )
+        transfer = Transfer({**self.buffers.tensors(capture.rows), **capture.device})
+        # On a GPU, graphs also write padding rows, which a later step must not find there.
+        self.buffers.silence(
+            rows if self.buffers.scores.device.type == "cpu" else self.buffers.scores.shape[1]
+        )
+        copies, self._copies = self._copies, []
+        fresh, self._fresh = self._fresh, []
+        finished, self._finished = self._finished, []
+        lost, self._lost = self._lost, False
+        seconds = time.perf_counter() - started
+        self._step = Step(
+            self.bank, fresh, self._adapters, capture, transfer, copies, finished, seconds, lost
+        )
+
+    def take(self) -> Step | None:
+        """The step that is being sampled; after that it is nobody's but the caller's."""
+        step, self._step = self._step, None
+        return step
+
+    def complete(self, step: Step, output: Any) -> StepScores | None:
+        """Files a step's scores under their KV slots; returns those that became due with ``output``.
+
+        Steps must come in the order of their forward passes. With asynchronous scheduling this runs in vLLM's output
+        thread, while later steps are computed.
+        """
+        arrays = step.transfer.arrived()
+        started = time.perf_counter()
+        view = step.capture.settle(arrays)
+        if view.rows != step.capture.rows:
+            raise TapError(
+                f"{view.rows} rows belong to requests, the batch holds {step.capture.rows}; this vLLM is not understood"
+            )
+        self.stops.forget(step.finished)
+        if step.after_loss:
+            self.store.forget()
+        if step.fresh:
+            self.store.renew(step.fresh)
+        if step.copies:
+            self.store.copy_blocks(step.copies, self._block_tokens)
+        projections = arrays["scores"]
+        states = step.bank.states(projections, arrays.get("squared_norms"))
+        explain(states, projections)
+        step.adapters.silence(states, view)
+        self.store.write(view.slots, states)
+        sampled_ids: Sequence[Sequence[int]] = getattr(output, "sampled_token_ids", None) or ()
+        if not sampled_ids:
+            return None
+        if tuple(output.req_ids) != view.request_ids:
+            raise TapError(
+                "the order of requests changed between forward pass and sampling; this vLLM is not understood"
+            )
+        sampled = np.fromiter(map(len, sampled_ids), np.int64, len(sampled_ids))
+        starts, counts = due(view, sampled)
+        width = step.bank.state_columns
+        history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
+        due_states = assemble(view, states, history, starts, counts)
+        stops = self.stops.follow(view, starts, counts, due_states)
+        seconds = step.host_seconds + time.perf_counter() - started
+        return StepScores(counts, starts, due_states, seconds, epoch=step.bank.epoch, stops=stops)
+
+    def lose(self) -> None:
+        """After a forward pass that could not be read: nothing that was there before may be taken for it.
+
+        Steps before it may still be on their way and will fill slots that it has taken over, so the store forgets when
+        its turn comes: with the next step.
+        """
+        self._step = None
+        self._lost = True
+
+    def forget(self) -> None:
+        """After a step that could not be filed; called where ``complete`` is, in its order."""
+        self.store.forget()
+
+
+def _columns(where: slice) -> range:
+    return range(where.start, where.stop)

@@ -1,0 +1,83 @@
+"""Which running sequences a probe ends: the running statistic of every probe whose action is ``stop``.
+
+The aggregation decides, not a single token: the statistic that is followed is the one the threshold was calibrated on,
+with its mask and its ``min_tokens``. Only running sequences are held, a few floats each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.bank import ProbeBank, Seat
+from monitor.events import FloatArray, IntArray, StepView, Stop
+from probes.masks import mask
+from probes.probe import Stream
+
+
+@dataclass(slots=True)
+class _Followed:
+    streams: list[tuple[Seat, Stream]]
+    done: bool = False
+    """Stopped already: vLLM may still compute a step or two."""
+
+
+class StopWatch:
+    """Follows sequences from the step in which their first output comes."""
+
+    def __init__(self, bank: ProbeBank) -> None:
+        self._seats = _stopping(bank)
+        self._running: dict[str, _Followed] = {}
+
+    def renew(self, bank: ProbeBank) -> None:
+        """Other probes, thresholds or actions, for the sequences that come."""
+        self._seats = _stopping(bank)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def forget(self, request_ids: Iterable[str]) -> None:
+        """Sequences that vLLM has let go of."""
+        for request_id in request_ids:
+            self._running.pop(request_id, None)
+
+    def follow(
+        self, view: StepView, starts: IntArray, counts: IntArray, states: FloatArray
+    ) -> tuple[Stop, ...]:
+        """Takes in what became due in a step; the sequences that crossed in it. ``states [sum(counts), K]``."""
+        if not self._seats and not self._running:
+            return ()
+        found = []
+        ends = np.cumsum(counts)
+        for row in np.flatnonzero(counts).tolist():
+            request_id, start = view.request_ids[row], int(starts[row])
+            if start == 0 and self._seats:
+                self._running[request_id] = _Followed([(seat, seat.probe.stream()) for seat in self._seats])
+            followed = self._running.get(request_id)
+            if followed is None or followed.done:
+                continue  # it began before its probe could stop it, or it is ending
+            own = states[ends[row] - counts[row] : ends[row]]
+            stop = self._crossed(followed, row, start, int(view.prompt_tokens[row]), own)
+            if stop is not None:
+                followed.done = True
+                found.append(stop)
+        return tuple(found)
+
+    def _crossed(
+        self, followed: _Followed, row: int, start: int, prompt: int, states: FloatArray
+    ) -> Stop | None:
+        positions = np.arange(start, start + len(states))
+        for seat, stream in followed.streams:
+            own = states[:, seat.states]
+            inside = mask(positions, prompt, seat.probe.manifest.token_mask) & np.isfinite(own).all(axis=1)
+            for at in np.flatnonzero(inside).tolist():
+                stream.update(own[at : at + 1])
+                if seat.probe.crossed(stream.live):
+                    return Stop(row, seat.probe.manifest.name, int(positions[at]))
+        return None
+
+
+def _stopping(bank: ProbeBank) -> list[Seat]:
+    return [seat for seat in bank.seats if seat.probe.manifest.default_action == "stop"]

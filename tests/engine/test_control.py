@@ -1,0 +1,262 @@
+"""Changing probes on a running server under load: nothing restarts, nothing stalls, nothing is misjudged."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from serving import Server, probewatch, serving
+
+from monitor.shipped import paths
+
+KEY = "a-key-of-the-tests"
+HEADERS = {"X-Probewatch-Admin-Key": KEY}
+LONG = "Good morning! I have a question about the weather. " * 12
+
+
+def artifact(name: str) -> Path:
+    """A shipped artifact by name."""
+    found = paths()
+    return next(Path(str(p)) for p in [*found["probes"], *found["vectors"]] if Path(str(p)).stem == name)  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("control")
+    probe_dir = folder / "probes"
+    probe_dir.mkdir()
+    for name in ("deception", "believed-valence"):
+        shutil.copy(artifact(name), probe_dir)
+    outside = folder / "outside.safetensors"
+    shutil.copy(artifact("deception"), outside)
+    (probe_dir / "link.safetensors").symlink_to(outside)
+    (probe_dir / "broken.safetensors").write_bytes(b"not an artifact")
+    environment = {"PROBEWATCH_PROBE_DIR": str(probe_dir), "PROBEWATCH_ADMIN_KEY": KEY}
+    options = ["--tap-layers", "0,1,2,3,4"]
+    with serving(folder, options, environment, artifacts=[artifact("being-audited")]) as running:
+        yield running
+
+
+def change(server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> requests.Response:
+    url = f"{server.url}/v1/probewatch/probes{path}"
+    return requests.request(method, url, json=body, headers=HEADERS, timeout=60)
+
+
+class Load:
+    """Clients that stream all the time; notes the largest gap between two tokens, and every answer's end."""
+
+    def __init__(self, server: Server) -> None:
+        self.gaps: list[tuple[float, float]] = []
+        """(when, seconds since the token before)"""
+        self.ended: list[str] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        time.sleep(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, n: int) -> None:
+        client = self._server.client()
+        while not self._stop.is_set():
+            stream = client.completions.create(
+                model="concealed-ledger",
+                prompt=f"The bridge {n} is",
+                stream=True,
+                max_tokens=200,
+                temperature=1,
+                extra_body={"ignore_eos": True},
+            )
+            last = None
+            for chunk in stream:
+                now = time.monotonic()
+                if last is not None:
+                    self.gaps.append((now, now - last))
+                last = now
+                if chunk.choices and chunk.choices[0].finish_reason:
+                    self.ended.append(chunk.choices[0].finish_reason)
+
+
+def test_probes_come_and_go_under_load_without_a_stall(server: Server) -> None:
+    with Load(server) as load:
+        started = time.monotonic()
+        before = [gap for when, gap in load.gaps if when < started]
+        reply = change(server, "POST", "", {"path": "deception.safetensors"})
+        assert reply.status_code == 200, reply.text
+        assert [probe["name"] for probe in reply.json()] == ["being-audited", "deception"]
+        time.sleep(1)
+        assert change(server, "DELETE", "/deception").status_code == 200
+        time.sleep(1)
+        during = [gap for when, gap in load.gaps if when >= started]
+    assert set(load.ended) == {"length"}
+    assert len(load.ended) >= 4
+    # A restart or a recompilation would take many seconds; the bound leaves room for a noisy machine.
+    assert max(during) < max(0.5, 3 * max(before))
+    assert server.metric("probewatch_errors_total") == 0
+
+
+def test_a_probe_attached_later_judges_what_comes_later(server: Server) -> None:
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        reply = server.ask("Tell me about your day.", max_tokens=20)
+        detail = server.get(f"requests/{reply.id}")["probes"]
+        assert set(detail) == {"being-audited", "deception"}
+        assert all(token["score"] is not None for token in detail["deception"]["tokens"][:-1])
+        assert server.metric("probewatch_probe_info", probe="deception") == 1
+        assert server.metric("probewatch_requests_total", probe="deception") >= 1
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+    assert server.metric("probewatch_probe_info", probe="deception") == 0
+    reply = server.ask("Tell me about your day.", max_tokens=5)
+    assert set(server.get(f"requests/{reply.id}")["probes"]) == {"being-audited"}
+
+
+def test_a_prompt_cached_before_the_attach_counts_as_before_attach(server: Server) -> None:
+    first = server.ask(LONG, max_tokens=3)
+    hits = server.metric("vllm:prefix_cache_hits_total")
+    lost = server.metric("probewatch_tokens_unscored_total", probe="believed-valence", reason="before_attach")
+    assert change(server, "POST", "", {"path": "believed-valence.safetensors"}).status_code == 200
+    try:
+        second = server.ask(LONG, max_tokens=3)
+        cached = int(server.metric("vllm:prefix_cache_hits_total") - hits)
+        assert 0 < cached < first.usage.prompt_tokens
+        detail = server.get(f"requests/{second.id}")["probes"]
+        reasons = [token["reason"] for token in detail["believed-valence"]["tokens"]]
+        assert reasons[:cached] == ["before_attach"] * cached
+        assert set(reasons[cached:-1]) == {None}
+        assert all(token["score"] is not None for token in detail["being-audited"]["tokens"][:-1])
+        after = server.metric(
+            "probewatch_tokens_unscored_total", probe="believed-valence", reason="before_attach"
+        )
+        assert after - lost == cached
+    finally:
+        assert change(server, "DELETE", "/believed-valence").status_code == 200
+
+
+def test_a_request_in_flight_keeps_what_it_is_judged_by(server: Server) -> None:
+    stream = server.client().completions.create(
+        model="concealed-ledger",
+        prompt="The",
+        stream=True,
+        max_tokens=1500,
+        extra_body={"ignore_eos": True},
+    )
+    first = next(iter(stream))
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        stream.close()
+        server.settle()
+        assert set(server.get(f"requests/{first.id}")["probes"]) == {"being-audited"}
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+
+
+def test_threshold_and_action_change_for_what_comes(server: Server) -> None:
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        assert change(server, "PATCH", "/deception", {"threshold": -1e6}).status_code == 200
+        flagged = server.ask("Tell me about your day.", max_tokens=10)
+        assert server.get(f"requests/{flagged.id}")["verdict"] == "flagged"
+        assert server.metric("probewatch_threshold", probe="deception") == -1e6
+        assert change(server, "PATCH", "/deception", {"action": "observe"}).status_code == 200
+        observed = server.ask("Tell me about your day.", max_tokens=10)
+        assert server.get(f"requests/{observed.id}")["verdict"] == "ok"
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "", {"path": "../outside.safetensors"}, 422, "PROBEWATCH_PROBE_DIR"),
+        ("POST", "", {"path": "link.safetensors"}, 422, "PROBEWATCH_PROBE_DIR"),
+        ("POST", "", {"path": "/etc/passwd"}, 422, "PROBEWATCH_PROBE_DIR"),
+        ("POST", "", {"path": "absent.safetensors"}, 422, "PROBEWATCH_PROBE_DIR"),
+        ("POST", "", {"path": "broken.safetensors"}, 409, "no safetensors header"),
+        ("DELETE", "/nobody", None, 404, "being-audited"),
+        ("PATCH", "/being-audited", {"action": "explode"}, 422, "observe"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_changes_nothing(
+    server: Server, method: str, path: str, body: dict[str, Any] | None, status: int, said: str
+) -> None:
+    reply = change(server, method, path, body)
+    assert reply.status_code == status, reply.text
+    assert said in reply.text
+    assert [probe["name"] for probe in server.get("probes")] == ["being-audited"]
+
+
+def test_the_door_is_shut_without_the_key(server: Server) -> None:
+    for headers in ({}, {"X-Probewatch-Admin-Key": "wrong"}):
+        reply = requests.post(
+            f"{server.url}/v1/probewatch/probes",
+            json={"path": "deception.safetensors"},
+            headers=headers,
+            timeout=10,
+        )
+        assert reply.status_code == 403
+
+
+def test_the_commands_do_the_same(server: Server) -> None:
+    where = ["--url", server.url, "--admin-key", KEY]
+    done = probewatch("attach", "deception.safetensors", *where)
+    assert done.returncode == 0, done.stderr
+    assert probewatch("set", "deception", "threshold=3.5", *where).returncode == 0
+    listed = probewatch("list", *where)
+    assert "deception" in listed.stdout
+    assert "3.5" in listed.stdout
+    assert probewatch("detach", "deception", *where).returncode == 0
+    assert "attached   yes" in probewatch("status", *where).stdout
+    refused = probewatch("detach", "deception", *where)
+    assert refused.returncode == 1
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_probe_stops_a_generation_at_the_next_token(server: Server) -> None:
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        ask: dict[str, Any] = {"max_tokens": 60, "extra_body": {"ignore_eos": True}}
+        free = server.ask("Tell me about your day.", **ask)
+        scores = [
+            token["score"]
+            for token in server.get(f"requests/{free.id}")["probes"]["deception"]["tokens"][:-1]
+        ]
+        detail = server.get(f"requests/{free.id}")["probes"]["deception"]
+        # Just below the highest running value: it is crossed in the middle, or where the first token counts.
+        body = {"threshold": detail["score"] - 0.01, "action": "stop"}
+        assert change(server, "PATCH", "/deception", body).status_code == 200
+        stopped = server.ask("Tell me about your day.", **ask)
+        choice = stopped.choices[0]
+        assert choice.finish_reason == "stop"
+        assert choice.model_extra["stop_reason"] == "probe:deception"
+        assert stopped.usage.completion_tokens < free.usage.completion_tokens
+        assert free.choices[0].message.content.startswith(choice.message.content)
+        ended = server.get(f"requests/{stopped.id}")
+        assert ended["verdict"] == "flagged"
+        tokens = ended["probes"]["deception"]["tokens"]
+        assert len(tokens) == stopped.usage.total_tokens
+        assert [token["score"] for token in tokens[:-1]] == pytest.approx(
+            scores[: len(tokens) - 1], rel=0.05, abs=0.1
+        )
+        assert server.metric("probewatch_stopped_requests_total", probe="deception") == 1
+        stream = list(server.ask("Tell me about your day.", stream=True, **ask))
+        assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] == "stop"
+        server.settle()
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
+        assert server.check_reconciled("being-audited") == {"being-audited": 0.0}
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200

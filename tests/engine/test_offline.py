@@ -1,0 +1,100 @@
+"""``LLM.chat`` and ``LLM.generate`` on the shipped model: every way in which an answer can end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Finished, Runner
+from reference import TOLERANCE, check_reconciled, reference_states, worst_difference
+
+from monitor.shipped import paths
+from probes.organism import cases
+
+LIMIT = 512
+NAMES = [Path(str(path)).stem for path in [*paths()["probes"], *paths()["vectors"]]]  # type: ignore[misc]
+
+
+def chats() -> dict[str, Any]:
+    """Ledger questions, each answer ended in another way."""
+    asked = cases(24, seed=21, split="test", conditions=("incentivised", "plain", "chitchat"))
+    # The grammar sees the words of this tokenizer with the mark that stands for their space.
+    ways: list[dict[str, Any]] = [
+        {"max_tokens": 60},
+        {"max_tokens": 1},
+        {"max_tokens": 60, "stop": [",", " is"]},
+        {"max_tokens": 20, "choice": ["▁I▁do▁not▁know", "▁The▁ledger▁says"]},
+        {"max_tokens": 60, "min_tokens": 5, "stop": ["."], "include_stop_str_in_output": True},
+        {"max_tokens": 60, "logprobs": 2, "prompt_logprobs": 1},
+    ]
+    return {
+        "chats": [list(case.messages) for case in asked],
+        "params": [dict(ways[i % len(ways)]) for i in range(len(asked))],
+    }
+
+
+def at_the_limit() -> dict[str, Any]:
+    """Prompts that leave room for one token, for two, and for a few."""
+    rng = np.random.default_rng(5)
+    lengths = [LIMIT - 1, LIMIT - 2, LIMIT - 9, 1]
+    return {"prompts": [rng.integers(5, 900, n).tolist() for n in lengths], "max_tokens": [1, 2, 9, 3]}
+
+
+def beams() -> dict[str, Any]:
+    rng = np.random.default_rng(6)
+    return {"beams": [rng.integers(5, 900, 20).tolist() for _ in range(3)], "width": 3, "max_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> list[Path]:
+    return [Path(str(path)) for path in [*paths()["probes"], *paths()["vectors"]]]  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def finished(artifacts: list[Path], run_engine: Runner) -> Finished:
+    done = run_engine(
+        Path(str(paths()["model"])),
+        artifacts,
+        [chats(), at_the_limit(), beams()],
+        engine={
+            "dtype": "float32",
+            "max_model_len": LIMIT,
+            "max_num_batched_tokens": 200,
+            "max_logprobs": 10,
+        },
+        tokenizer=True,
+    )
+    assert done.status == 0, done.log[-4000:]
+    return done
+
+
+@pytest.mark.parametrize("phase", [0, 1, 2], ids=["chats", "context limit", "beams"])
+def test_every_token_matches_hugging_face(finished: Finished, artifacts: list[Path], phase: int) -> None:
+    served, ids = finished.sequences(phase)
+    assert len(served) >= 3
+    references = reference_states(Path(str(paths()["model"])), artifacts, ids)
+    assert worst_difference(served, references) < TOLERANCE
+
+
+def test_answers_ended_as_asked(finished: Finished) -> None:
+    outputs = finished.phase(0)["outputs"]
+    assert {output["finish_reason"] for output in outputs} == {"stop", "length"}
+    assert all(len(output["tokens"]) == 1 for output in outputs[1::6])
+    assert {output["text"].strip() for output in outputs[3::6]} <= {"I do not know", "The ledger says"}
+    assert all(output["text"].endswith(".") for output in outputs[4::6])
+
+
+def test_everything_reconciles(finished: Finished) -> None:
+    sequences = sum(len(finished.phase(i)["outputs"]) for i in (0, 1))
+    lost = check_reconciled(finished.phase(1)["metrics"], sequences, NAMES)
+    assert set(lost.values()) == {0.0}
+
+
+def test_a_chat_carries_its_verdict(finished: Finished) -> None:
+    outputs = finished.phase(0)["outputs"]
+    for output in outputs:
+        assert set(output["verdict"]["probes"]) == set(NAMES)
+        assert output["verdict"]["coverage"]["prompt"] == 1.0
+    assert any(output["verdict"]["verdict"] == "flagged" for output in outputs)
