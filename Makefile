@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test test-unit lint bench host-bench storm soak compat organism probes clean
+.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench storm soak compat organism probes clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -19,10 +19,20 @@ test: setup  ## the whole suite: unit tests first, then those that start a real 
 test-unit: setup  ## the tests that need no engine, in under a minute
 	@$(PYTHON_ENV)/python -m pytest -m "not engine" $(TEST_ARGS)
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, and generated files that are stale
 	@$(PYTHON_ENV)/ruff check .
 	@$(PYTHON_ENV)/ruff format --check .
 	@$(PYTHON_ENV)/mypy
+	@$(PYTHON_ENV)/python -m grafana --check
+
+dashboards: setup  ## write Grafana's dashboards and Prometheus' rules again from their sources
+	@$(PYTHON_ENV)/python -m grafana
+
+rules-check: setup  ## promtool on the rules, their tests and every query of the dashboards
+	@command -v promtool >/dev/null || { echo "rules-check: no promtool on PATH; apt-get install prometheus" >&2; exit 1; }
+	@promtool check rules --lint=all --lint-fatal deploy/prometheus/rules.yml
+	@promtool test rules deploy/prometheus/tests/*.yml
+	@$(PYTHON_ENV)/python -m pytest -q tests/unit/test_dashboards.py -k promtool
 
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)

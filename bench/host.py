@@ -71,7 +71,9 @@ class Bench:
         )
         starts = SimpleNamespace(np=np.arange(REQUESTS + 1, dtype=np.int32))
         self.runner = SimpleNamespace(input_batch=self.batch, query_start_loc=starts, lora_config=None)
-        self.scheduled = SimpleNamespace(total_num_scheduled_tokens=REQUESTS, kv_cache_block_copies=None)
+        self.scheduled = SimpleNamespace(
+            total_num_scheduled_tokens=REQUESTS, kv_cache_block_copies=None, finished_req_ids=()
+        )
         registry = CollectorRegistry()
         actions = {seat.probe.manifest.name: "alert" for seat in bank.seats}
         recent = RecentRecords(1024)
@@ -125,7 +127,13 @@ def main() -> None:
         output = bench.worker()
         parts["worker"].append(bench.spent)
         outputs = [
-            SimpleNamespace(request_id=name, new_token_ids=[7], finish_reason=None, kv_transfer_params=None)
+            SimpleNamespace(
+                request_id=name,
+                new_token_ids=[7],
+                finish_reason=None,
+                kv_transfer_params=None,
+                stop_reason=None,
+            )
             for name in bench.ids
         ]
         results = {0: SimpleNamespace(outputs=outputs)}

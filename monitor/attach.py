@@ -40,7 +40,8 @@ class Plan:
     def bank(self, d_model: int, n_layers: int) -> ProbeBank:
         """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""
         readers = {layer: f"probe {p.manifest.name!r}" for p in self.probes for layer in p.manifest.layers}
-        layers = tuple(sorted({*(self.tap_layers or quartiles(n_layers)), *readers}))
+        spare = () if self.failure is not None else self.tap_layers or quartiles(n_layers)
+        layers = tuple(sorted({*spare, *readers}))
         if layers and layers[-1] >= n_layers:
             asked = readers.get(layers[-1], "PROBEWATCH_TAP_LAYERS")
             raise AttachError(

@@ -156,7 +156,9 @@ class ProbeBank:
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
-        states = np.empty((projections.shape[1], self.state_columns), np.float32)
+        states = np.zeros(
+            (projections.shape[1], self.state_columns), np.float32
+        )  # gaps between probes stay 0
         for group in self._affine:
             first, *others = group.layer_rows
             summed = projections[first][:, group.columns]  # [T, probes of the group]

@@ -22,10 +22,11 @@ from monitor.peers import Peers
 from probes import Probe, ProbeError, load
 from probes.identity import ModelIdentity, check_binding
 
-Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
-"""Calls a method of every worker of every engine; raises if one of them does."""
+Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[dict[str, Any]]]]
+"""Calls a method of every worker of every engine; each answers ``{"ready": bool, "error": str | None}``."""
 
 POLL_SECONDS = 0.02
+PREPARE_SECONDS = 60.0
 
 
 class UnknownProbe(ServerError):
@@ -91,7 +92,7 @@ class Control:
             ]
             await self._tell(wanted, basis_of(self._engines.first.basis, wanted, {}))
             changed = [(one.name, one.threshold, one.action) for one in wanted if one.name == name]
-            await self._rpc("probewatch_restate", (changed,))
+            await self._all("probewatch_restate", changed)
 
     async def accept(self, wanted: Sequence[dict[str, Any]]) -> dict[str, int]:
         """Another API server's change, as ``Wanted`` objects; returns the epoch this one is in now."""
@@ -143,20 +144,39 @@ class Control:
         epoch = basis.bank.epoch
         keep = [one.name for one in wanted if one.file is None]
         try:
-            await self._rpc("probewatch_prepare", (keep, add, epoch))
-            while not all(await self._rpc("probewatch_prepared", ())):
-                await asyncio.sleep(POLL_SECONDS)
+            await self._all("probewatch_prepare", keep, add, epoch)
+            async with asyncio.timeout(PREPARE_SECONDS):
+                while not await self._all("probewatch_prepared"):
+                    await asyncio.sleep(POLL_SECONDS)
             await self._tell(wanted, basis)
-        except Exception as error:
-            await self._rpc("probewatch_discard", ())
-            self._engines.adopt(before)
-            if isinstance(error, AttachError | ServerError | ConfigurationError):
-                raise
-            # vLLM wraps what a worker raised; its last line names the cause.
+            await self._all("probewatch_commit", epoch)
+        except TimeoutError:
+            await self._undo(before)
             raise AttachError(
-                f"a worker could not prepare the change: {str(error).splitlines()[-1][:300]}"
-            ) from error
-        await self._rpc("probewatch_commit", (epoch,))
+                f"the workers were not ready after {PREPARE_SECONDS:g} s; attach again"
+            ) from None
+        except Exception:
+            await self._undo(before)
+            raise
+
+    async def _undo(self, before: Basis) -> None:
+        await self._rpc("probewatch_discard", ())
+        self._engines.adopt(before)
+        if self._peers is not None:
+            await self._peers.ask({"undo": before.bank.epoch})
+
+    async def _all(self, method: str, *arguments: Any) -> bool:
+        """Whether every worker is ready. Raises ``AttachError`` with the first error of any of them."""
+        answers = await self._rpc(method, arguments)
+        errors = [str(answer["error"]) for answer in answers if answer["error"]]
+        if errors:
+            raise AttachError(f"a worker refused the change: {' '.join(errors[0].split())[:300]}")
+        return all(answer["ready"] for answer in answers)
+
+    async def undo(self, epoch: int) -> dict[str, int]:
+        """Another API server's change came to nothing: back to what was."""
+        self._engines.go_back(epoch)
+        return {"epoch": self._engines.first.bank.epoch}
 
     async def _tell(self, wanted: list[Wanted], basis: Basis) -> None:
         if self._peers is not None:

@@ -38,6 +38,12 @@ class Engines:
         for frontend in self.all:
             frontend.adopt(basis)
 
+    def go_back(self, epoch: int) -> None:
+        """Sequences that come are judged again by the basis of that epoch, where it is remembered."""
+        basis = self.first.basis_of(epoch)
+        if basis is not None:
+            self.adopt(basis)
+
     @property
     def attached(self) -> bool:
         """Whether the taps of all of them have been proven."""

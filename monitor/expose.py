@@ -7,6 +7,8 @@ key to a JSON body or one chunk without choices before the end of a stream.
 from __future__ import annotations
 
 import json
+import logging
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -17,6 +19,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("probewatch")
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 LEVELS = ("none", "verdict", "scores")
@@ -38,7 +42,7 @@ def wished_level(body: bytes, ceiling: str) -> str:
     try:
         arguments = json.loads(body).get("vllm_xargs") or {}
         ours = {name: value for name, value in arguments.items() if name.startswith(PREFIX)}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ceiling  # no JSON object: vLLM will say so itself
     for name in ours:
         if name != PREFIX + "expose":
@@ -50,12 +54,14 @@ def wished_level(body: bytes, ceiling: str) -> str:
 
 
 def told(recent: RecentRecords, response_id: str, level: str) -> dict[str, Any] | None:
-    """The ``probewatch`` object of a reply; None if nothing is known of the response."""
-    records = recent.of(response_id)
-    if not records:
+    """The ``probewatch`` object of a reply; None if nothing is known of the response. Never raises."""
+    try:
+        records = recent.of(response_id)
+        found = reply(records) if records else None
+        return found if found is None or level == "scores" else without_scores(found)
+    except Exception:  # the reply itself must not fail for it
+        logger.exception("probewatch: the verdict of %s could not be told", response_id)
         return None
-    found = reply(records)
-    return found if level == "scores" else without_scores(found)
 
 
 def without_scores(found: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +83,7 @@ class Exposure:
         self._known = known
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope) not in PATHS:
             await self._app(scope, receive, send)
             return
         settings, recent = self._known()
@@ -87,7 +93,24 @@ class Exposure:
         except Unacceptable as error:
             await _reject(send, str(error))
             return
-        await self._app(scope, again, send if level == "none" else _Reply(send, recent, level))
+        if level == "none":
+            await self._app(scope, again, send)
+        else:
+            await self._app(_with_own_id(scope), again, _Reply(send, recent, level))
+
+
+def _path(scope: MutableMapping[str, Any]) -> str:
+    return str(scope["path"]).removeprefix(scope.get("root_path") or "")
+
+
+def _with_own_id(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """vLLM makes the response id of X-Request-Id. Ids that come twice would mix up two clients' verdicts, so this one
+    is made unique: what the client gave, and a random part."""
+    headers = [
+        (name, value + b"-" + uuid.uuid4().hex.encode()) if name.lower() == b"x-request-id" else (name, value)
+        for name, value in scope["headers"]
+    ]
+    return {**scope, "headers": headers}
 
 
 async def _whole(receive: Receive) -> tuple[bytes, Receive]:
@@ -95,8 +118,10 @@ async def _whole(receive: Receive) -> tuple[bytes, Receive]:
     parts, more = [], True
     while more:
         message = await receive()
-        if message["type"] != "http.request":  # the client went away meanwhile
-            break
+        if (
+            message["type"] != "http.request"
+        ):  # the client went away meanwhile: the application shall hear of it
+            return b"", _always(message)
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     body = b"".join(parts)
@@ -106,6 +131,13 @@ async def _whole(receive: Receive) -> tuple[bytes, Receive]:
         return pending.pop() if pending else await receive()
 
     return body, again
+
+
+def _always(message: Message) -> Receive:
+    async def receive() -> Message:
+        return message
+
+    return receive
 
 
 async def _reject(send: Send, message: str) -> None:
@@ -171,11 +203,12 @@ class _Reply:
                 self._head = json.loads(part[len(b"data: ") :].split(b"\n\n")[0])
             except ValueError:
                 self._head = {}
-        if _END not in part or not self._head:
+        at = 0 if part.startswith(_END) else part.find(b"\n\n" + _END) + 2
+        if not self._head or (at < 2 and not part.startswith(_END)):
             return part
         verdict = told(self._recent, str(self._head.get("id")), self._level)
         if verdict is None:
             return part
         kept = {key: self._head[key] for key in ("id", "object", "created", "model") if key in self._head}
         chunk = b"data: " + json.dumps({**kept, "choices": [], "probewatch": verdict}).encode() + b"\n\n"
-        return part.replace(_END, chunk + _END, 1)
+        return part[:at] + chunk + part[at:]

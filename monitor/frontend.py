@@ -116,6 +116,10 @@ class Frontend:
             self.metrics.add_probe(seat.probe, basis.actions[manifest.name])
             self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
 
+    def basis_of(self, epoch: int) -> Basis | None:
+        """The latest basis of an epoch; None if it is unknown or long past."""
+        return self._bases.get(epoch)
+
     def bank_of(self, epoch: int) -> ProbeBank | None:
         """The bank of an epoch; None if it is unknown or long past."""
         basis = self._bases.get(epoch)

@@ -160,6 +160,8 @@ async def answer(state: HttpState, question: dict[str, Any]) -> Any:
     """
     if "become" in question and state.control is not None:
         return await state.control.accept(question["become"])
+    if "undo" in question and state.control is not None:
+        return await state.control.undo(int(question["undo"]))
     recent = state.engines.recent
     if "newest" in question:
         return [headline(record) for record in recent.newest(int(question["newest"]))]

@@ -47,7 +47,8 @@ class Record:
     @property
     def coverage(self) -> dict[str, float | None]:
         """Share of fed tokens that every probe scored, by phase; None where nothing was fed."""
-        scored = np.asarray(np.isfinite(self.states).all(axis=1))
+        columns = [c for seat in self.bank.seats for c in range(seat.states.start, seat.states.stop)]
+        scored = np.asarray(np.isfinite(self.states[:, columns]).all(axis=1))
         prompt, generated = scored[: self.prompt_tokens], scored[self.prompt_tokens :]
         return {
             "prompt": float(prompt.mean()) if len(prompt) else None,
@@ -150,6 +151,8 @@ def _number(value: float | None) -> float | None:
 
 KEPT_ALWAYS = 1024
 """Responses that stay whatever they weigh (the contract)."""
+CHOICES_AT_MOST = 1024
+"""Sequences of one response; ids can be chosen by clients, so what seems to be one response has a bound."""
 
 
 class RecentRecords:
@@ -184,7 +187,8 @@ class RecentRecords:
         for serial in serials:
             choices = self._responses[serial]
             same = next(iter(choices.values())).group == record.group
-            if same and (record.group is not None or record.choice not in choices):
+            fits = len(choices) < CHOICES_AT_MOST
+            if same and (record.group is not None or (record.choice not in choices and fits)):
                 self._responses.move_to_end(serial)
                 return choices
         serials.append(self._next)

@@ -3,7 +3,6 @@
 One response may be several requests of the engine. vLLM derives their ids from the response's:
 
     cmpl-X-0, cmpl-X-1 ...         the prompts of a completion
-    chatcmpl-X_0, resp_X_0 ...     the chats of a batch, the turns of a response
     chatcmpl-X-<32 hex>-beam-0     one step of one beam of a beam search
 """
 
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 
 _BEAM = re.compile(r"(?P<head>.+)-[0-9a-f]{32}-beam-(?P<index>\d{1,5})")
 _PROMPT = re.compile(r"(?P<head>cmpl-.+)-(?P<index>\d{1,5})")
-_TURN = re.compile(r"(?P<head>(?:chatcmpl|resp|cmpl)[-_].+)_(?P<index>\d{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,6 @@ def locate(external_id: str, internal_id: str) -> Place:
         # Every step of a beam is a request of its own: the latest one stands for the beam.
         base = locate(found["head"], internal_id)
         return Place(base.response_id, int(found["index"]), f"beams of {base.response_id}")
-    for pattern in (_PROMPT, _TURN):
-        if found := pattern.fullmatch(external_id):
-            return Place(found["head"], int(found["index"]), None)
+    if found := _PROMPT.fullmatch(external_id):
+        return Place(found["head"], int(found["index"]), None)
     return Place(external_id, 0, internal_id)

@@ -31,9 +31,17 @@ class StopWatch:
         self._seats = _stopping(bank)
         self._running: dict[str, _Followed] = {}
 
-    def renew(self, bank: ProbeBank) -> None:
-        """Other probes, thresholds or actions, for the sequences that come."""
+    def renew(self, bank: ProbeBank, before: ProbeBank) -> None:
+        """Called in the order of the steps: from the next one on, states are laid out by ``bank``.
+
+        Sequences that run keep their thresholds; a probe that has gone, or has moved, stops nobody any more.
+        """
         self._seats = _stopping(bank)
+        stays = {seat.states.start for seat in bank.shared_with(before)}
+        for followed in self._running.values():
+            followed.streams = [
+                (seat, stream) for seat, stream in followed.streams if seat.states.start in stays
+            ]
 
     def __len__(self) -> int:
         return len(self._running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import os
@@ -70,7 +71,7 @@ class ProbewatchEndpoint:
         settings = load_settings()
         _refuse_open_doors(settings, args)
         _refuse_other_template(tap, args)
-        reports = await engine_client.collective_rpc("probewatch_report")
+        reports = await _ask_workers(engine_client, "probewatch_report")
         facts = accept_report(tap.engines, reports, tap.plan.refuse)
         found = HttpState(
             engines=tap.engines,
@@ -86,12 +87,23 @@ class ProbewatchEndpoint:
         self._state = found
 
 
+async def _ask_workers(client: Any, method: str, arguments: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+    """The answers of all workers of all engines; vLLM's own ``collective_rpc`` gives those of the first engine."""
+    core = client.engine_core
+    engines = getattr(core, "core_engines", None)
+    one = getattr(core, "_call_utility_async", None)
+    if engines is None or one is None or len(engines) < 2:
+        return list(await client.collective_rpc(method, args=arguments))
+    calls = [one("collective_rpc", method, None, arguments, None, engine=engine) for engine in engines]
+    return [answer for answers in await asyncio.gather(*calls) for answer in answers]
+
+
 def _control(client: Any, tap: OutputTap, settings: Settings, peers: Peers | None) -> Control | None:
     if not tap.engines.attached:
         return None
 
-    async def rpc(method: str, arguments: tuple[Any, ...]) -> Any:
-        return await client.collective_rpc(method, args=arguments)
+    async def rpc(method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+        return await _ask_workers(client, method, arguments)
 
     config = client.vllm_config.model_config
     try:

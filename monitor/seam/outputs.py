@@ -47,29 +47,33 @@ class OutputTap:
         not delivered, a sequence that cannot be accounted for ends unscored.
         """
         # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
-        self._reasons = {output.request_id: str(output.finish_reason or "stop") for output in outputs}
-        for output in outputs:
-            if str(output.stop_reason).startswith(STOPPED_BY):
-                self.frontend.count_stop(output.stop_reason.removeprefix(STOPPED_BY))
-        arrivals = []
-        for output in outputs:
-            start, states = self._share(output)
-            request = request_states.get(output.request_id)
-            if request is None:
-                continue  # aborted meanwhile: vLLM ignores it, and so do its counters
-            followed = self.running.get(output.request_id)
-            if followed is None:
-                followed = self.running[output.request_id] = (self.frontend, _begin(request))
-            running = followed[1]
-            if request.streaming_input:
-                running.lost = True  # a growing prompt; its positions are not followed
-            arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states, self._epoch))
+        arrivals: list[Arrival] = []
         try:
+            # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
+            self._reasons = {output.request_id: str(output.finish_reason or "stop") for output in outputs}
+            for output in outputs:
+                self._take_one(output, request_states, arrivals)
             self.frontend.arrive(arrivals)
         except Exception as error:
             for arrival in arrivals:
                 arrival.running.lost = True
-            self._failed(error)
+            self.failed(error)
+
+    def _take_one(self, output: Any, request_states: dict[str, Any], arrivals: list[Arrival]) -> None:
+        start, states = self._share(output)
+        request = request_states.get(output.request_id)
+        if request is None:
+            return  # aborted meanwhile: vLLM ignores it, and so do its counters
+        followed = self.running.get(output.request_id)
+        if followed is None:
+            followed = self.running[output.request_id] = (self.frontend, _begin(request))
+        running = followed[1]
+        if request.streaming_input:
+            running.lost = True  # a growing prompt; its positions are not followed
+        arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states, self._epoch))
+        ended_by = str(output.stop_reason)
+        if ended_by.startswith(STOPPED_BY):
+            self.frontend.count_stop(ended_by.removeprefix(STOPPED_BY))
 
     def _share(self, output: Any) -> tuple[int, FloatArray | None]:
         message = _pop_message(output)
@@ -80,7 +84,7 @@ class OutputTap:
                 self._note(step)
                 self._shares, self._epoch = shares(step), step.epoch
             except Exception as error:
-                self._failed(error)
+                self.failed(error)
         return next(self._shares, (0, None))
 
     def _note(self, step: StepScores) -> None:
@@ -110,9 +114,10 @@ class OutputTap:
         try:
             frontend.finish(running, reason or self._reasons.get(request_id, "stop"))
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Counts an error of ours, logs the first."""
         if self.frontend.last_error is None:
             logger.exception("probewatch: accounting failed; see probewatch_errors_total")
         self.frontend.error("frontend", error)
@@ -156,7 +161,10 @@ def patch_output_processor(processor_class: type) -> None:
         result = original(self, engine_core_outputs, *args, **kwargs)
         if tap is not None:
             for request_output in result.request_outputs:
-                _attach_offline(request_output, tap.engines)
+                try:
+                    _attach_offline(request_output, tap.engines)
+                except Exception as error:
+                    tap.failed(error)
         return result
 
     def finish_request(original: Any, self: Any, req_state: Any, *args: Any, **kwargs: Any) -> Any:

@@ -51,20 +51,24 @@ def end_stopped(scheduler: Any, results: dict[int, Any], model_runner_output: An
     from vllm.v1.engine import FinishReason
     from vllm.v1.request import RequestStatus
 
-    outputs = {output.request_id: output for client in results.values() for output in client.outputs}
+    by_id = {output.request_id: output for client in results.values() for output in client.outputs}
     for stop in step.stops:
         request_id = model_runner_output.req_ids[stop.row]
-        output = outputs.get(request_id)
+        output = by_id.get(request_id)
         if output is None or output.finish_reason is not None:
             continue
         new = output.new_token_ids
         first_new = (
             int(step.starts[stop.row] + step.counts[stop.row]) - len(new) + 1
         )  # position of the first of them
-        output.new_token_ids = new[: max(1, stop.position + 2 - first_new)]
+        kept = max(1, stop.position + 2 - first_new)
+        scheduler.finish_requests(request_id, RequestStatus.FINISHED_STOPPED)
+        if kept < len(new):
+            output.new_token_ids = new[:kept]
+            if output.new_logprobs is not None:
+                output.new_logprobs = output.new_logprobs.slice_request(0, kept)
         output.finish_reason = FinishReason.STOP
         output.stop_reason = f"probe:{stop.probe}"
-        scheduler.finish_requests(request_id, RequestStatus.FINISHED_STOPPED)
 
 
 def _carry(output: Any, message: dict[str, Any]) -> None:

@@ -62,6 +62,8 @@ class StepReader:
         self._capture = capture
         self._adapters = adapters
         self.stops = StopWatch(bank)
+        self._completed = bank
+        """Of the latest step that was completed."""
         self._fresh: list[int] = []
         self._finished: list[str] = []
         self._step: Step | None = None
@@ -73,12 +75,10 @@ class StepReader:
         kept = {column for seat in bank.shared_with(self.bank) for column in _columns(seat.states)}
         self._fresh += sorted({column for seat in bank.seats for column in _columns(seat.states)} - kept)
         self.bank, self._adapters = bank, adapters
-        self.stops.renew(bank)
 
     def restate(self, bank: ProbeBank) -> None:
         """The same probes with other thresholds or actions."""
         self.bank = bank
-        self.stops.renew(bank)
 
     def after_forward(self, runner: Any, scheduler_output: Any) -> None:
         """Sends the step's scores on their way; nothing waits for the device here."""
@@ -130,6 +130,9 @@ class StepReader:
                 f"{view.rows} rows belong to requests, the batch holds {step.capture.rows}; this vLLM is not understood"
             )
         self.stops.forget(step.finished)
+        if step.bank is not self._completed:
+            self.stops.renew(step.bank, self._completed)
+            self._completed = step.bank
         if step.after_loss:
             self.store.forget()
         if step.fresh:

@@ -294,6 +294,23 @@ _IN_THE_FRONT_END = (
         "the text of evidence",
         keywords="skip_special_tokens",
     ),
+    Touched(
+        "calls",
+        "vllm.v1.core.sched.scheduler:Scheduler.finish_requests",
+        "request_ids, finished_status",
+        "a probe ends a sequence",
+    ),
+    Touched("reads", "vllm.v1.request:RequestStatus", "FINISHED_STOPPED", "a probe ends a sequence"),
+    Touched("reads", "vllm.v1.engine:FinishReason", "STOP", "a probe ends a sequence"),
+    Touched(
+        "reads", "vllm.v1.engine:EngineCoreOutput", "stop_reason, new_logprobs", "a probe ends a sequence"
+    ),
+    Touched(
+        "calls", "vllm.v1.outputs:LogprobsLists.slice_request", "req_idx, num_positions", "its last tokens"
+    ),
+    Touched(
+        "reads", "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "whose books are closed"
+    ),
 )
 
 _V1 = (

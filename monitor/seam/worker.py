@@ -196,7 +196,7 @@ class WorkerMonitor:
         self._preparing = self._background.submit(self._prepare, keep, add, epoch)
 
     def prepared(self) -> bool:
-        """Whether the change is ready to be committed. Raises ``AttachError`` if it cannot be."""
+        """Whether the change is ready to be committed. Raises what made it impossible."""
         if self._preparing is None:
             raise AttachError("nothing is being prepared; attach again")
         return self._preparing.done() and self._preparing.result() is not None
@@ -204,7 +204,7 @@ class WorkerMonitor:
     def _prepare(self, keep: list[str], add: list[tuple[str, str]], epoch: int) -> Prepared:
         probes = [seat.probe for seat in self.bank.seats if seat.probe.manifest.name in keep]
         try:
-            for path, digest in add:
+            for path, digest in (tuple(one) for one in add):
                 probes.append(load(path))
                 if probes[-1].manifest.tensors_sha256 != digest:
                     raise AttachError(f"{path} has changed while it was attached; attach it again")
@@ -224,8 +224,8 @@ class WorkerMonitor:
         return Prepared(bank, weights, score_golden_inputs(bank, weights))
 
     def commit(self, epoch: int) -> None:
-        """Second half, between two steps: cannot fail. The graphs stay as they are; their inputs change."""
-        if self._preparing is None or self._preparing.result().bank.epoch != epoch:
+        """Second half, between two steps. The graphs stay as they are; their inputs change."""
+        if not self.prepared() or self._preparing is None or self._preparing.result().bank.epoch != epoch:
             raise AttachError(f"nothing is prepared for change {epoch}; attach again")
         change, self._preparing = self._preparing.result(), None
         self._weights.copy_(change.weights)
@@ -313,7 +313,7 @@ class WorkerMonitor:
     def report(self) -> dict[str, Any]:
         """Facts for the status page and for the proof before readiness."""
         return {
-            "attached": self.proven,
+            "attached": self.proven and self.plan.failure is None,
             "tapped_layers": list(self.bank.layers),
             "probes": self.bank.contents,
             "selftest_error": self.selftest,
@@ -435,19 +435,30 @@ def patch_worker(worker_class: type, plan: Plan) -> None:
         monitor: WorkerMonitor | None = self.probewatch
         return UNATTACHED if monitor is None else monitor.report()
 
-    def probewatch_prepare(self: Any, keep: list[str], add: list[Any], epoch: int) -> None:
-        self.probewatch.prepare(list(keep), [(str(path), str(digest)) for path, digest in add], epoch)
-
     wrap(worker_class, "load_model", load_model)
     wrap(worker_class, "execute_model", execute_model)
     wrap(worker_class, "sample_tokens", sample_tokens)
     wrap(worker_class, "execute_dummy_batch", execute_dummy_batch)
     add_method(worker_class, "probewatch_report", probewatch_report)
-    add_method(worker_class, "probewatch_prepare", probewatch_prepare)
-    add_method(worker_class, "probewatch_prepared", lambda self: self.probewatch.prepared())
-    add_method(worker_class, "probewatch_restate", lambda self, changes: self.probewatch.restate(changes))
-    add_method(worker_class, "probewatch_commit", lambda self, epoch: self.probewatch.commit(epoch))
-    add_method(worker_class, "probewatch_discard", lambda self: self.probewatch.discard())
+    for name in ("prepare", "prepared", "commit", "restate", "discard"):
+        add_method(worker_class, f"probewatch_{name}", _answering(getattr(WorkerMonitor, name)))
+
+
+def _answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """A method of the monitor as one of the worker's that RPC calls.
+
+    It never raises: vLLM reads no further replies after the first failure, and every later call would be answered by
+    the one before.
+    """
+
+    def answer(worker: Any, *args: Any) -> dict[str, Any]:
+        try:
+            result = method(worker.probewatch, *args)
+        except Exception as error:
+            return {"ready": False, "error": f"{type(error).__name__}: {error}"}
+        return {"ready": result is not False, "error": None}
+
+    return answer
 
 
 def patch_warm_up(worker_class: type) -> None:

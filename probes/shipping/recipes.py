@@ -51,7 +51,7 @@ class Recipe:
     """Kinds to choose among."""
 
     def settings(self, n_layers: int) -> list[Setting]:
-        """All settings to try, those first that lean on most: several layers, then each one but the last (post-norm)."""
+        """All settings to try, several layers first, then each one but the last (post-norm)."""
         single = [(layer,) for layer in range(n_layers - 1)]
         layers = [(n_layers - 4, n_layers - 3, n_layers - 2), (n_layers - 3, n_layers - 2), *single]
         fits = (("difference_of_means", 1.0), ("logistic", 0.003), ("logistic", 0.03))

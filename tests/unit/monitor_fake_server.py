@@ -100,7 +100,9 @@ def make_reader(engine: FakeEngine, bank: ProbeBank) -> StepReader:
 def scheduled(step: FakeStep) -> Any:
     """What the monitor reads of vLLM's ``SchedulerOutput``."""
     return SimpleNamespace(
-        total_num_scheduled_tokens=step.scheduled, kv_cache_block_copies=step.copies or None
+        total_num_scheduled_tokens=step.scheduled,
+        kv_cache_block_copies=step.copies or None,
+        finished_req_ids=(),
     )
 
 
@@ -163,7 +165,11 @@ class _Scheduler:
 
 def _engine_output(request_id: str, ids: Sequence[int], finish_reason: str | None) -> Any:
     return SimpleNamespace(
-        request_id=request_id, new_token_ids=list(ids), finish_reason=finish_reason, kv_transfer_params=None
+        request_id=request_id,
+        new_token_ids=list(ids),
+        finish_reason=finish_reason,
+        kv_transfer_params=None,
+        stop_reason=None,
     )
 
 

@@ -25,7 +25,7 @@ D_MODEL = 8
 
 
 class Workers:
-    """What all ranks of all engines do when called; remembers every call."""
+    """What two ranks do when called, of which the second may refuse; remembers every call."""
 
     def __init__(self, fail: str | None = None) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -33,9 +33,8 @@ class Workers:
 
     async def __call__(self, method: str, arguments: tuple[Any, ...]) -> Any:
         self.calls.append((method, arguments))
-        if method == self._fail:
-            raise RuntimeError("Call failed\nAttachError: planted")
-        return [True]
+        error = "AttachError: planted" if method == self._fail else None
+        return [{"ready": True, "error": None}, {"ready": error is None, "error": error}]
 
     @property
     def methods(self) -> list[str]:
@@ -97,7 +96,7 @@ async def test_a_detached_probe_leaves_its_place_to_the_next(folder: Path) -> No
     assert places == {"second": 1, "third": 0}
 
 
-@pytest.mark.parametrize("method", ["probewatch_prepare", "probewatch_prepared"])
+@pytest.mark.parametrize("method", ["probewatch_prepare", "probewatch_prepared", "probewatch_commit"])
 async def test_what_a_worker_cannot_prepare_changes_nothing(folder: Path, method: str) -> None:
     engines, workers = make_engines(folder), Workers(fail=method)
     before = engines.first.basis
@@ -107,11 +106,11 @@ async def test_what_a_worker_cannot_prepare_changes_nothing(folder: Path, method
     assert engines.first.basis is before
 
 
-async def test_threshold_and_action_need_no_worker(folder: Path) -> None:
+async def test_threshold_and_action_reach_servers_and_workers_without_new_taps(folder: Path) -> None:
     engines, workers = make_engines(folder), Workers()
     control = Control(engines, workers, None, folder, None)
     await control.change("first", 7.5, "observe")
-    assert workers.calls == []
+    assert workers.calls == [("probewatch_restate", ([("first", 7.5, "observe")],))]
     assert engines.first.bank.seats[0].probe.manifest.threshold == 7.5
     assert engines.first.actions == {"first": "observe"}
 

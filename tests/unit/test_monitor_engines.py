@@ -72,7 +72,13 @@ def requests(*ids: str, prompt: int = 2) -> dict[str, Any]:
 def outputs(*ids: str, message: dict[str, Any] | None, new: int = 1) -> list[Any]:
     """One step's outputs, ``new`` tokens each; the message rides on the first."""
     found = [
-        SimpleNamespace(request_id=id, new_token_ids=[9] * new, finish_reason=None, kv_transfer_params=None)
+        SimpleNamespace(
+            request_id=id,
+            new_token_ids=[9] * new,
+            finish_reason=None,
+            kv_transfer_params=None,
+            stop_reason=None,
+        )
         for id in ids
     ]
     if message is not None:

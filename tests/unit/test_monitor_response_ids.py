@@ -15,8 +15,8 @@ HEX = "0123456789abcdef" * 2
         ("chatcmpl-ab12", "chatcmpl-ab12", 0),
         ("cmpl-ab12-0", "cmpl-ab12", 0),
         ("cmpl-ab12-17", "cmpl-ab12", 17),
-        ("chatcmpl-ab12_3", "chatcmpl-ab12", 3),
-        ("resp_ab12_1", "resp_ab12", 1),
+        ("chatcmpl-ab12_3", "chatcmpl-ab12_3", 0),  # a client may end its own id so
+        ("resp_ab12_1", "resp_ab12_1", 0),
         (f"chatcmpl-ab12-{HEX}-beam-4", "chatcmpl-ab12", 4),
         (f"cmpl-ab12-0-{HEX}-beam-2", "cmpl-ab12", 2),
         ("7", "7", 0),

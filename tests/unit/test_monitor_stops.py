@@ -77,7 +77,8 @@ def test_other_actions_stop_nothing_and_hold_nothing(action: str) -> None:
 def test_a_sequence_is_forgotten_when_it_ends_and_keeps_its_basis_while_it_runs() -> None:
     watched = watch()
     step(watched, 0, [0.0] * PROMPT)
-    watched.renew(make_bank(probe(threshold=1e6, default_action="stop")))
+    bank = make_bank(probe(threshold=1.0, default_action="stop"))
+    watched.renew(bank.restated([probe(threshold=1e6, default_action="stop")]), bank)
     assert step(watched, 4, [9.0, 9.0, 9.0]) == (Stop(0, "guard", 6),)
     watched.forget(["a", "unknown"])
     assert len(watched) == 0
@@ -88,3 +89,16 @@ def test_a_sequence_is_forgotten_when_it_ends_and_keeps_its_basis_while_it_runs(
 def test_a_sequence_that_began_before_the_probe_is_left_alone() -> None:
     watched = watch(aggregation={"method": "max"})
     assert step(watched, 9, [99.0], "older") == ()
+
+
+def test_a_probe_that_is_detached_stops_nobody_whoever_takes_its_place() -> None:
+    settings: dict[str, object] = {
+        "default_action": "stop",
+        "threshold": 1.0,
+        "aggregation": {"method": "max"},
+    }
+    before = make_bank(probe(**settings), capacity=2)
+    watched = StopWatch(before)
+    step(watched, 0, [0.0] * PROMPT)
+    watched.renew(before.follow([alerting("other", threshold=100.0)]), before)
+    assert step(watched, 4, [50.0]) == ()
