@@ -29,25 +29,24 @@ from probes.organism import cases
 
 CLIENTS = 6
 SAMPLE_SECONDS = 30.0
+SMALLEST_MIB = 50.0
+"""Helpers of Python's that are smaller are left out."""
 
 
-def processes(log: Path) -> dict[str, int]:
-    """Process ids by role, read off the server's own command lines."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+def processes() -> dict[str, int]:
+    """Process ids of the server and of everything it started, by name (vLLM renames its own)."""
+    parents, names = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (entry / "environ").read_bytes()
-            name = (entry / "comm").read_text().strip()
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if f"SOAK_LOG={log}".encode() in environment:
-            role = "engine" if "EngineCore" in command + name else "API server"
-            if role == "engine" or "serve" in command:
-                found[role] = int(entry.name)
-    return found
+            name, rest = (entry / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except (OSError, IndexError):
+            continue  # no process, or one that has just ended
+        parents[int(entry.name)], names[int(entry.name)] = int(rest.split()[1]), name
+    family = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    found = {f"{names[pid]} {pid}": pid for pid in sorted(family - {os.getpid()})}
+    return {name: pid for name, pid in found.items() if resident_mib(pid) >= SMALLEST_MIB}
 
 
 def resident_mib(pid: int) -> float:
@@ -55,7 +54,7 @@ def resident_mib(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmRSS; is it still running?")
+    return 0.0  # it has just ended
 
 
 def client(url: str, seed: int, stop: threading.Event, done: list[int]) -> None:
@@ -92,18 +91,17 @@ def soak(minutes: float) -> dict[str, Any]:
         environment = {
             **serve_environment(os.environ),
             "PROBEWATCH_RECENT_REQUESTS": "1024",
-            "SOAK_LOG": str(log),
         }
         url = f"http://127.0.0.1:{port}"
         server = ChildServer(serve_command(str(found["model"]), artifacts, port), environment, url, log)
         try:
             server.wait_ready(lambda elapsed, message: None, lambda: False)
-            return _measure(url, log, minutes)
+            return _measure(url, minutes)
         finally:
             server.stop()
 
 
-def _measure(url: str, log: Path, minutes: float) -> dict[str, Any]:
+def _measure(url: str, minutes: float) -> dict[str, Any]:
     stop, done = threading.Event(), [0]
     threads = [threading.Thread(target=client, args=(url, seed, stop, done)) for seed in range(CLIENTS)]
     for thread in threads:
@@ -112,8 +110,7 @@ def _measure(url: str, log: Path, minutes: float) -> dict[str, Any]:
     started = time.monotonic()
     try:
         while (elapsed := time.monotonic() - started) < minutes * 60:
-            pids = processes(log)
-            sample = {role: resident_mib(pid) for role, pid in pids.items()}
+            sample = {role: resident_mib(pid) for role, pid in processes().items()}
             samples.append({"seconds": elapsed, "requests": done[0], **sample})
             print("  ".join(f"{name} {value:.0f}" for name, value in samples[-1].items()), flush=True)
             time.sleep(SAMPLE_SECONDS)
@@ -128,7 +125,9 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
     """MiB an hour by least squares over the second half, when every bound has been reached."""
     late = samples[len(samples) // 2 :]
     hours = np.array([sample["seconds"] for sample in late]) / 3600
-    roles = [role for role in late[0] if role not in ("seconds", "requests")]
+    roles = [
+        role for role in late[0] if role not in ("seconds", "requests") and all(role in one for one in late)
+    ]
     return {role: float(np.polyfit(hours, [sample[role] for sample in late], 1)[0]) for role in roles}
 
 
