@@ -23,8 +23,8 @@ from monitor.frontend import Frontend
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords
 from monitor.seam import view_v1
-from monitor.seam.outputs import OutputTap
-from monitor.seam.scheduler import attach
+from monitor.seam.outputs import OutputTap, begin
+from monitor.seam.scheduler import deliver
 from monitor.seam.steps import StepReader
 from monitor.seam.tap import TapBuffers
 from monitor.store import ScoreStore
@@ -34,7 +34,7 @@ from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
 
 REQUESTS, PROBES, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 8, 3, 64, 16, 1024
-STEPS = 400
+FED, STEPS = 512, 400
 
 
 def make_probes() -> list[Probe]:
@@ -65,9 +65,9 @@ class Bench:
             num_reqs=REQUESTS,
             req_ids=self.ids,
             block_table=[SimpleNamespace(block_table=SimpleNamespace(np=table), block_size=BLOCK)],
-            num_computed_tokens_cpu=np.full(REQUESTS, 512, np.int32),
+            num_computed_tokens_cpu=np.full(REQUESTS, FED, np.int32),
             num_prompt_tokens=np.full(REQUESTS, 500, np.int32),
-            num_tokens_no_spec=np.full(REQUESTS, 513, np.int32),
+            num_tokens_no_spec=np.full(REQUESTS, FED + 1, np.int32),
         )
         starts = SimpleNamespace(np=np.arange(REQUESTS + 1, dtype=np.int32))
         self.runner = SimpleNamespace(input_batch=self.batch, query_start_loc=starts, lora_config=None)
@@ -75,10 +75,9 @@ class Bench:
             total_num_scheduled_tokens=REQUESTS, kv_cache_block_copies=None, finished_req_ids=()
         )
         registry = CollectorRegistry()
-        actions = {seat.probe.manifest.name: "alert" for seat in bank.seats}
         recent = RecentRecords(1024)
-        engines = Engines(
-            lambda index: Frontend(bank, actions, Metrics("m", str(index), registry), "m", recent),
+        self.engines = engines = Engines(
+            lambda index: Frontend(bank, Metrics("m", str(index), registry), "m", recent),
             [0],
             recent,
         )
@@ -95,6 +94,26 @@ class Bench:
             for name in self.ids
         }
 
+        for name in self.ids:
+            running = begin(self.states[name])
+            running.bank = bank
+            running.fed = FED
+            running.states.extend(bytes(FED * bank.state_columns * 4))
+            self.tap.running[name] = (engines.first, running)
+
+    def outputs(self) -> list[Any]:
+        """What the scheduler makes of a step: one token for every request."""
+        return [
+            SimpleNamespace(
+                request_id=name,
+                new_token_ids=[7],
+                finish_reason=None,
+                kv_transfer_params=None,
+                stop_reason=None,
+            )
+            for name in self.ids
+        ]
+
     def worker(self) -> Any:
         """The worker's part of a step; the runner's output with the scores on it."""
         self.buffers.scores[:] = 0.5
@@ -109,6 +128,8 @@ class Bench:
         assert step is not None
         setattr(output, CARRIER, self.reader.complete(step, output))
         self.spent = time.perf_counter() - started
+        self.batch.num_computed_tokens_cpu += 1
+        self.batch.num_tokens_no_spec += 1
         return output
 
 
@@ -123,22 +144,24 @@ def main() -> None:
         part()
         parts[name].append(time.perf_counter() - started)
 
+    # Worker and scheduler share a process; the API server has its own, so its work must not come between them.
+    messages = []
     for _ in range(STEPS):
         output = bench.worker()
         parts["worker"].append(bench.spent)
-        outputs = [
-            SimpleNamespace(
-                request_id=name,
-                new_token_ids=[7],
-                finish_reason=None,
-                kv_transfer_params=None,
-                stop_reason=None,
-            )
-            for name in bench.ids
-        ]
+        outputs = bench.outputs()
         results = {0: SimpleNamespace(outputs=outputs)}
-        timed("scheduler", lambda output=output, results=results: attach(results, output))  # type: ignore[misc]
+        timed("scheduler", lambda output=output, results=results: deliver(None, results, output))  # type: ignore[misc]
+        messages.append(outputs[0].kv_transfer_params)
+    for message in messages:
+        outputs = bench.outputs()
+        outputs[0].kv_transfer_params = message
         timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
+    scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
+    if scored != REQUESTS * STEPS:
+        raise SystemExit(
+            f"{scored:.0f} tokens were scored of {REQUESTS * STEPS}; this did not measure the usual path"
+        )
     print(
         f"{REQUESTS} running requests, {PROBES} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
     )

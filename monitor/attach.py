@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +30,6 @@ class Plan:
     """Whether the taps measure norms even if no configured probe asks for them (cosine probes may come later)."""
     failure: str | None = None
     """Why there is nothing to attach, on a server that serves all the same."""
-
-    @property
-    def actions(self) -> Mapping[str, str]:
-        """Action of each probe by name; a probe without a threshold can only observe."""
-        return {p.manifest.name: p.manifest.default_action for p in self.probes}
 
     def bank(self, d_model: int, n_layers: int) -> ProbeBank:
         """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""

@@ -88,7 +88,6 @@ class ProbeBank:
         self.needs_norm = asked if before is None else before.needs_norm
         needed = sum(probe.columns.shape[2] for probe in probes)
         self.capacity = max(needed, capacity) if before is None else before.capacity
-        self.weights = torch.zeros(len(self.layers), d_model, self.capacity)  # [L, d, C]
         kept = {} if before is None else {_identity(seat.probe): seat for seat in before.seats}
         columns = _Room(self.capacity, [seat.columns for seat in kept.values()])
         states = _Room(None, [seat.states for seat in kept.values()])
@@ -96,7 +95,6 @@ class ProbeBank:
         for probe in probes:
             old = kept.get(_identity(probe))
             seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
-            self._place(seats[-1])
         self.seats = tuple(seats)
         self.state_columns = max((seat.states.stop for seat in seats), default=0)
         self._affine = _groups(seats)
@@ -128,10 +126,19 @@ class ProbeBank:
         factors, bias = (None, None) if affine is None else (tuple(affine[0].tolist()), affine[1])
         return Seat(probe, where, place, rows, factors, bias)
 
-    def _place(self, seat: Seat) -> None:
-        factors = seat.factors or (1.0,) * len(seat.layer_rows)
-        for row, factor, weight in zip(seat.layer_rows, factors, seat.probe.columns, strict=True):
-            self.weights[row, :, seat.columns] = weight * factor
+    def weights(self) -> Tensor:
+        """What the taps multiply by, ``[L, d, C]``. Made anew: only workers hold it."""
+        found = torch.zeros(len(self.layers), self.d_model, self.capacity)
+        for seat in self.seats:
+            factors = seat.factors or (1.0,) * len(seat.layer_rows)
+            for row, factor, weight in zip(seat.layer_rows, factors, seat.probe.columns, strict=True):
+                found[row, :, seat.columns] = weight * factor
+        return found
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """What each probe does, by name."""
+        return {seat.probe.manifest.name: seat.probe.manifest.default_action for seat in self.seats}
 
     @property
     def contents(self) -> list[tuple[str, str]]:

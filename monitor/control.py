@@ -1,7 +1,7 @@
 """Changing the probes of a running server: all ranks, engines and API servers, or none of them.
 
 A change is prepared everywhere first (everything that can fail), then every API server learns how sequences of the new
-epoch are judged, then the workers commit between two steps. Sequences that run keep the basis they began with.
+epoch are judged, then the workers commit between two steps. Sequences that run keep the bank they began with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from monitor.attach import AVAILABLE_ACTIONS
 from monitor.bank import ProbeBank
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, ServerError
-from monitor.frontend import Basis
 from monitor.peers import Peers
 from probes import Probe, ProbeError, load
 from probes.identity import ModelIdentity, check_binding
@@ -90,7 +89,7 @@ class Control:
             wanted = [
                 self._changed(one, threshold, action) if one.name == name else one for one in self._now()
             ]
-            await self._tell(wanted, basis_of(self._engines.first.basis, wanted, {}))
+            await self._tell(wanted, bank_of(self._engines.first.bank, wanted, {}))
             changed = [(one.name, one.threshold, one.action) for one in wanted if one.name == name]
             await self._all("probewatch_restate", changed)
 
@@ -98,9 +97,9 @@ class Control:
         """Another API server's change, as ``Wanted`` objects; returns the epoch this one is in now."""
         desired = [Wanted(**one) for one in wanted]
         given = {one.file: await asyncio.to_thread(load, Path(one.file)) for one in desired if one.file}
-        basis = basis_of(self._engines.first.basis, desired, given)
-        self._engines.adopt(basis)
-        return {"epoch": basis.bank.epoch}
+        bank = bank_of(self._engines.first.bank, desired, given)
+        self._engines.adopt(bank)
+        return {"epoch": bank.epoch}
 
     def _load(self, file: Path) -> Probe:
         try:
@@ -113,11 +112,8 @@ class Control:
         return probe
 
     def _now(self) -> list[Wanted]:
-        basis = self._engines.first.basis
-        return [
-            Wanted(m.name, None, m.threshold, basis.actions[m.name])
-            for m in (seat.probe.manifest for seat in basis.bank.seats)
-        ]
+        manifests = [seat.probe.manifest for seat in self._engines.first.bank.seats]
+        return [Wanted(m.name, None, m.threshold, m.default_action) for m in manifests]
 
     def _known(self, name: str) -> None:
         names = [one.name for one in self._now()]
@@ -139,16 +135,16 @@ class Control:
     async def _become(
         self, wanted: list[Wanted], add: list[tuple[str, str]], given: dict[str, Probe]
     ) -> None:
-        before = self._engines.first.basis
-        basis = basis_of(before, wanted, given)
-        epoch = basis.bank.epoch
+        before = self._engines.first.bank
+        bank = bank_of(before, wanted, given)
+        epoch = bank.epoch
         keep = [one.name for one in wanted if one.file is None]
         try:
             await self._all("probewatch_prepare", keep, add, epoch)
             async with asyncio.timeout(PREPARE_SECONDS):
                 while not await self._all("probewatch_prepared"):
                     await asyncio.sleep(POLL_SECONDS)
-            await self._tell(wanted, basis)
+            await self._tell(wanted, bank)
             await self._all("probewatch_commit", epoch)
         except TimeoutError:
             await self._undo(before)
@@ -159,11 +155,11 @@ class Control:
             await self._undo(before)
             raise
 
-    async def _undo(self, before: Basis) -> None:
+    async def _undo(self, before: ProbeBank) -> None:
         await self._rpc("probewatch_discard", ())
         self._engines.adopt(before)
         if self._peers is not None:
-            await self._peers.ask({"undo": before.bank.epoch})
+            await self._peers.ask({"undo": before.epoch})
 
     async def _all(self, method: str, *arguments: Any) -> bool:
         """Whether every worker is ready. Raises ``AttachError`` with the first error of any of them."""
@@ -178,13 +174,13 @@ class Control:
         self._engines.go_back(epoch)
         return {"epoch": self._engines.first.bank.epoch}
 
-    async def _tell(self, wanted: list[Wanted], basis: Basis) -> None:
+    async def _tell(self, wanted: list[Wanted], bank: ProbeBank) -> None:
         if self._peers is not None:
             question = {"become": [one.__dict__ for one in wanted]}
             answers = await self._peers.ask(question, strict=True)
-            if any(answer != {"epoch": basis.bank.epoch} for answer in answers):
+            if any(answer != {"epoch": bank.epoch} for answer in answers):
                 raise ServerError("the API servers disagree about the attached probes; restart the server")
-        self._engines.adopt(basis)
+        self._engines.adopt(bank)
 
     def _alone(self) -> Any:
         return self._lock if self._peers is None else self._peers.alone()
@@ -214,9 +210,9 @@ def check_action(name: str, action: str | None) -> None:
         )
 
 
-def basis_of(before: Basis, wanted: Sequence[Wanted], given: dict[str, Probe]) -> Basis:
+def bank_of(before: ProbeBank, wanted: Sequence[Wanted], given: dict[str, Probe]) -> ProbeBank:
     """What sequences are judged by once the desired set is in force. ``given``: loaded probes by file."""
-    attached = {seat.probe.manifest.name: seat.probe for seat in before.bank.seats}
+    attached = {seat.probe.manifest.name: seat.probe for seat in before.seats}
     probes = []
     for one in wanted:
         probe = attached[one.name] if one.file is None else given[one.file]
@@ -225,5 +221,4 @@ def basis_of(before: Basis, wanted: Sequence[Wanted], given: dict[str, Probe]) -
     same = [one.name for one in wanted if one.file is None] == list(attached) and not any(
         one.file for one in wanted
     )
-    bank: ProbeBank = before.bank.restated(probes) if same else before.bank.follow(probes)
-    return Basis(bank, {one.name: one.action for one in wanted})
+    return before.restated(probes) if same else before.follow(probes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monitor.frontend import Basis, Frontend
+from monitor.bank import ProbeBank
+from monitor.frontend import Frontend
 from monitor.records import RecentRecords
 
 
@@ -33,16 +34,16 @@ class Engines:
         """All of them, in the order of their indices."""
         return [self._frontends[index] for index in sorted(self._frontends)]
 
-    def adopt(self, basis: Basis) -> None:
-        """From now on sequences of every engine are judged by ``basis``."""
+    def adopt(self, bank: ProbeBank) -> None:
+        """From now on sequences of every engine are judged by ``bank``."""
         for frontend in self.all:
-            frontend.adopt(basis)
+            frontend.adopt(bank)
 
     def go_back(self, epoch: int) -> None:
-        """Sequences that come are judged again by the basis of that epoch, where it is remembered."""
-        basis = self.first.basis_of(epoch)
-        if basis is not None:
-            self.adopt(basis)
+        """Sequences that come are judged again by the bank of that epoch, where it is remembered."""
+        bank = self.first.bank_of(epoch)
+        if bank is not None:
+            self.adopt(bank)
 
     @property
     def attached(self) -> bool:

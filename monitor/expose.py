@@ -118,10 +118,8 @@ async def _whole(receive: Receive) -> tuple[bytes, Receive]:
     parts, more = [], True
     while more:
         message = await receive()
-        if (
-            message["type"] != "http.request"
-        ):  # the client went away meanwhile: the application shall hear of it
-            return b"", _always(message)
+        if message["type"] != "http.request":
+            return b"", _always(message)  # the client went away meanwhile: the application shall hear of it
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     body = b"".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,15 +23,6 @@ REMEMBERED_EPOCHS = 8
 """Banks of the past that messages still under way may have been laid out by."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Basis:
-    """What a sequence is judged by. It is fixed with the sequence's first output: whatever changes later, changes the
-    sequences that come later."""
-
-    bank: ProbeBank
-    actions: Mapping[str, str]
-
-
 @dataclass(slots=True)
 class Running:
     """A sequence that has produced output and has not finished."""
@@ -42,17 +34,16 @@ class Running:
     prompt_tokens: int
     prompt_ids: Sequence[int] | None
     output_ids: list[int] = field(default_factory=list)
-    basis: Basis | None = None
-    """None before the first output."""
+    bank: ProbeBank | None = None
+    """What it is judged by, from its first output to its end."""
     states: bytearray = field(default_factory=bytearray)
-    """float32 rows [fed, K], laid out by the basis' bank"""
+    """float32 rows [fed, K], laid out by ``bank``"""
     fed: int = 0
     lost: bool = False
     """Accounting failed on the way: nothing of this sequence may pass as scored."""
 
 
-@dataclass(slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One sequence's share of an engine step."""
 
     running: Running
@@ -71,14 +62,13 @@ class Frontend:
     def __init__(
         self,
         bank: ProbeBank,
-        actions: Mapping[str, str],
         metrics: Metrics,
         model_name: str,
         recent: RecentRecords,
     ) -> None:
-        self.basis = Basis(bank, dict(actions))
-        """For sequences that come from now on."""
-        self._bases = {bank.epoch: self.basis}
+        self.bank = bank
+        """The probes, with thresholds and actions, for sequences that come from now on."""
+        self._banks = {bank.epoch: bank}
         self.metrics = metrics
         self.model_name = model_name
         self.recent = recent
@@ -87,43 +77,28 @@ class Frontend:
         self.attached = False
         """Whether the taps have been proven."""
         self._drift: dict[tuple[str, str], Drift] = {}
-        self._announce(self.basis)
+        self._announce(bank)
 
-    @property
-    def bank(self) -> ProbeBank:
-        """The probes for sequences that come from now on."""
-        return self.basis.bank
-
-    @property
-    def actions(self) -> Mapping[str, str]:
-        """What each of them does."""
-        return self.basis.actions
-
-    def adopt(self, basis: Basis) -> None:
-        """From now on sequences are judged by ``basis``; those that run keep theirs."""
-        stays = set(basis.bank.contents)
+    def adopt(self, bank: ProbeBank) -> None:
+        """From now on sequences are judged by ``bank``; those that run keep theirs."""
+        stays = set(bank.contents)
         for seat, content in zip(self.bank.seats, self.bank.contents, strict=True):
             if content not in stays:
                 self.metrics.retire_probe(seat.probe)
-        self._announce(basis)
-        self._bases[basis.bank.epoch] = self.basis = basis
-        for epoch in sorted(self._bases)[:-REMEMBERED_EPOCHS]:
-            del self._bases[epoch]
+        self._announce(bank)
+        self._banks[bank.epoch] = self.bank = bank
+        for epoch in sorted(self._banks)[:-REMEMBERED_EPOCHS]:
+            del self._banks[epoch]
 
-    def _announce(self, basis: Basis) -> None:
-        for seat in basis.bank.seats:
+    def _announce(self, bank: ProbeBank) -> None:
+        for seat in bank.seats:
             manifest = seat.probe.manifest
-            self.metrics.add_probe(seat.probe, basis.actions[manifest.name])
+            self.metrics.add_probe(seat.probe)
             self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
 
-    def basis_of(self, epoch: int) -> Basis | None:
-        """The latest basis of an epoch; None if it is unknown or long past."""
-        return self._bases.get(epoch)
-
     def bank_of(self, epoch: int) -> ProbeBank | None:
-        """The bank of an epoch; None if it is unknown or long past."""
-        basis = self._bases.get(epoch)
-        return None if basis is None else basis.bank
+        """The latest bank of an epoch; None if it is unknown or long past."""
+        return self._banks.get(epoch)
 
     def arrive(self, arrivals: Sequence[Arrival]) -> None:
         """Takes in one step's outputs.
@@ -133,28 +108,32 @@ class Frontend:
         fed ones, and every later output of ``s`` tokens means ``s``.
         """
         prompt = generated = 0
-        by_basis: dict[int, tuple[ProbeBank, list[tuple[FloatArray, int]]]] = {}
+        by_bank: dict[int, tuple[ProbeBank, list[tuple[FloatArray, int]]]] = {}
         for arrival in arrivals:
-            running, sampled = arrival.running, len(arrival.new_ids)
+            running, new_ids, start, block, epoch = arrival
+            sampled = len(new_ids)
             if not sampled:
                 continue
-            basis = running.basis
-            if basis is None:
-                basis = running.basis = self._bases.get(arrival.epoch, self.basis)
-            first = running.fed == 0
-            fed = sampled + (running.prompt_tokens - 1 if first else 0)
-            block = self._rows(arrival, basis.bank, fed)
-            running.states += block.data.cast("B") if block.size else b""
-            running.output_ids.extend(arrival.new_ids)
+            bank = running.bank
+            if bank is None:
+                bank = running.bank = self._banks.get(epoch, self.bank)
+            own_prompt = 0 if running.fed else running.prompt_tokens
+            fed = sampled + own_prompt - 1 if own_prompt else sampled
+            if block is None or len(block) != fed or start != running.fed or epoch != bank.epoch:
+                block = self._rows(arrival, bank, fed)
+            running.states.extend(block.data.cast("B") if block.size else b"")
+            running.output_ids.extend(new_ids)
             running.fed += fed
-            own_prompt = running.prompt_tokens if first else 0
             prompt += own_prompt
             generated += fed - own_prompt
-            by_basis.setdefault(id(basis), (basis.bank, []))[1].append((block, own_prompt))
-        if by_basis:
+            held = by_bank.get(id(bank))
+            if held is None:
+                held = by_bank[id(bank)] = (bank, [])
+            held[1].append((block, own_prompt))
+        if by_bank:
             self.metrics.inc("probewatch_tokens_seen_total", "prompt", by=prompt)
             self.metrics.inc("probewatch_tokens_seen_total", "generation", by=generated)
-        for bank, blocks in by_basis.values():
+        for bank, blocks in by_bank.values():
             self._count(bank, blocks)
 
     def _rows(self, arrival: Arrival, bank: ProbeBank, fed: int) -> FloatArray:
@@ -218,13 +197,13 @@ class Frontend:
 
     def finish(self, running: Running, finish_reason: str) -> Record | None:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""
-        basis = running.basis
-        if basis is None:
+        bank = running.bank
+        if bank is None:
             return None
-        states = self._states_of(running, basis.bank)
+        states = self._states_of(running, bank)
         verdicts = {
             seat.probe.manifest.name: judge(seat.probe, states[:, seat.states], running.prompt_tokens)
-            for seat in basis.bank.seats
+            for seat in bank.seats
         }
         ids = (
             None
@@ -238,15 +217,14 @@ class Frontend:
             model=self.model_name,
             finished_at=time.time(),
             finish_reason=finish_reason,
-            verdict=of_sequence(verdicts, basis.actions),
+            verdict=of_sequence(verdicts, bank.actions),
             verdicts=verdicts,
-            actions=basis.actions,
-            bank=basis.bank,
+            bank=bank,
             prompt_tokens=running.prompt_tokens,
             token_ids=ids,
             states=states,
         )
-        self._publish(verdicts, basis)
+        self._publish(verdicts, bank)
         self.recent.add(record)
         for listener in self.listeners:
             listener(record)
@@ -265,13 +243,13 @@ class Frontend:
         self.attached = True
         self.metrics.set("probewatch_attached", to=1)
 
-    def _publish(self, verdicts: Mapping[str, ProbeVerdict], basis: Basis) -> None:
-        for seat in basis.bank.seats:
+    def _publish(self, verdicts: Mapping[str, ProbeVerdict], bank: ProbeBank) -> None:
+        for seat in bank.seats:
             manifest = seat.probe.manifest
             name, verdict = manifest.name, verdicts[manifest.name]
             self.metrics.inc("probewatch_requests_total", name, of_probe(verdict))
-            if verdict.flagged and basis.actions[name] != "observe":
-                self.metrics.inc("probewatch_alerts_total", name, basis.actions[name])
+            if verdict.flagged and manifest.default_action != "observe":
+                self.metrics.inc("probewatch_alerts_total", name, manifest.default_action)
             if verdict.score is None:
                 continue
             quantiles = manifest.benign_quantiles
@@ -296,8 +274,8 @@ class Frontend:
 
     def follow(self, other: Frontend) -> None:
         """Takes over what another engine of the same server has proven, and how it judges."""
-        if self.basis is not other.basis:
-            self.adopt(other.basis)
+        if self.bank is not other.bank:
+            self.adopt(other.bank)
         if other.attached:
             self.confirm()
 

@@ -201,7 +201,7 @@ def describe_probes(engines: Engines) -> list[dict[str, Any]]:
             "layers": list(seat.probe.manifest.layers),
             "threshold": seat.probe.manifest.threshold,
             "nominal_fpr": seat.probe.manifest.nominal_fpr,
-            "action": engines.first.actions[seat.probe.manifest.name],
+            "action": seat.probe.manifest.default_action,
             "sha256": seat.probe.manifest.tensors_sha256,
         }
         for seat in engines.first.bank.seats

@@ -159,10 +159,10 @@ class Metrics:
         """Publishes the versions in use."""
         self.set("probewatch_build_info", version, vllm_version, runner, to=1)
 
-    def add_probe(self, probe: Probe, action: str) -> None:
+    def add_probe(self, probe: Probe) -> None:
         """Creates every child that this probe can ever need."""
         manifest = probe.manifest
-        name = manifest.name
+        name, action = manifest.name, manifest.default_action
         self.set("probewatch_probe_info", *probe_labels(probe), to=1)
         if manifest.threshold is not None:
             self.set("probewatch_threshold", name, to=manifest.threshold)

@@ -35,7 +35,6 @@ class Record:
     finish_reason: str
     verdict: str
     verdicts: Mapping[str, ProbeVerdict]
-    actions: Mapping[str, str]
     bank: ProbeBank
     """The probes in force when the sequence was judged."""
     prompt_tokens: int
@@ -76,7 +75,9 @@ def summary(record: Record) -> dict[str, Any]:
 
 def headline(record: Record) -> dict[str, Any]:
     """A line of the live view: no text, no token."""
-    flagged = [name for name, v in record.verdicts.items() if v.flagged and record.actions[name] != "observe"]
+    flagged = [
+        name for name, v in record.verdicts.items() if v.flagged and record.bank.actions[name] != "observe"
+    ]
     return {
         "id": record.response_id,
         "choice": record.choice,

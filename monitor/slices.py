@@ -53,10 +53,12 @@ def assemble(
 
     ``states [T, K]`` are the step's own; ``history[r]`` those of request ``r`` from before the step.
     """
-    before = np.clip(view.first_position - starts, 0, counts)  # due rows that the step did not compute
+    if len(states) == len(counts) and bool(((counts == 1) & (starts == view.first_position)).all()):
+        return states  # most steps only decode
+    before = np.minimum(
+        np.maximum(view.first_position - starts, 0), counts
+    )  # due rows that the step did not compute
     own = counts - before
-    if len(states) == len(counts) and not before.any() and bool((own == 1).all()):
-        return states
     owner, offset = row_owners(own)
     first_row = view.query_start_loc[:-1] + np.maximum(starts - view.first_position, 0)
     computed: FloatArray = states[first_row[owner] + offset]

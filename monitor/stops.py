@@ -20,8 +20,10 @@ from probes.probe import Stream
 @dataclass(slots=True)
 class _Followed:
     streams: list[tuple[Seat, Stream]]
-    done: bool = False
-    """Stopped already: vLLM may still compute a step or two."""
+    next: int = 0
+    """Position of the first token that has not been taken in."""
+    crossed: tuple[str, int] | None = None
+    """Probe and position. It is told with every later step: vLLM may have dropped the output that carried it."""
 
 
 class StopWatch:
@@ -54,7 +56,7 @@ class StopWatch:
     def follow(
         self, view: StepView, starts: IntArray, counts: IntArray, states: FloatArray
     ) -> tuple[Stop, ...]:
-        """Takes in what became due in a step; the sequences that crossed in it. ``states [sum(counts), K]``."""
+        """Takes in what became due in a step, ``states [sum(counts), K]``; the sequences that have crossed so far."""
         if not self._seats and not self._running:
             return ()
         found = []
@@ -64,27 +66,27 @@ class StopWatch:
             if start == 0 and self._seats:
                 self._running[request_id] = _Followed([(seat, seat.probe.stream()) for seat in self._seats])
             followed = self._running.get(request_id)
-            if followed is None or followed.done:
-                continue  # it began before its probe could stop it, or it is ending
-            own = states[ends[row] - counts[row] : ends[row]]
-            stop = self._crossed(followed, row, start, int(view.prompt_tokens[row]), own)
-            if stop is not None:
-                followed.done = True
-                found.append(stop)
+            if followed is None:
+                continue  # it began before its probe could stop it
+            if followed.crossed is None:
+                own = states[ends[row] - counts[row] : ends[row]]
+                followed.crossed = _crossed(followed, start, int(view.prompt_tokens[row]), own)
+                followed.next = max(followed.next, start + len(own))
+            if followed.crossed is not None:
+                found.append(Stop(row, *followed.crossed))
         return tuple(found)
 
-    def _crossed(
-        self, followed: _Followed, row: int, start: int, prompt: int, states: FloatArray
-    ) -> Stop | None:
-        positions = np.arange(start, start + len(states))
-        for seat, stream in followed.streams:
-            own = states[:, seat.states]
-            inside = mask(positions, prompt, seat.probe.manifest.token_mask) & np.isfinite(own).all(axis=1)
-            for at in np.flatnonzero(inside).tolist():
-                stream.update(own[at : at + 1])
-                if seat.probe.crossed(stream.live):
-                    return Stop(row, seat.probe.manifest.name, int(positions[at]))
-        return None
+
+def _crossed(followed: _Followed, start: int, prompt: int, states: FloatArray) -> tuple[str, int] | None:
+    positions = np.arange(start, start + len(states))
+    for seat, stream in followed.streams:
+        own = states[:, seat.states]
+        inside = mask(positions, prompt, seat.probe.manifest.token_mask) & np.isfinite(own).all(axis=1)
+        for at in np.flatnonzero(inside & (positions >= followed.next)).tolist():
+            stream.update(own[at : at + 1])
+            if seat.probe.crossed(stream.live):
+                return seat.probe.manifest.name, int(positions[at])
+    return None
 
 
 def _stopping(bank: ProbeBank) -> list[Seat]:

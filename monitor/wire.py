@@ -7,28 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from monitor.events import FloatArray, IntArray, StepScores
+from monitor.events import FloatArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
 VERSION = 2
 
 
-def pack(step: StepScores, rows: IntArray) -> dict[str, Any]:
+def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
     """The share of some requests, given as row indices of the step, in that order.
 
     Host time and errors of the step are ``without_totals`` in every message of it but the first.
     """
-    counts = step.counts[rows]
-    ends = np.cumsum(step.counts)
-    if len(rows) == len(step.counts) and bool((rows == np.arange(len(rows))).all()):
-        states = step.states
-    else:
-        states = np.concatenate([step.states[ends[r] - step.counts[r] : ends[r]] for r in rows])
+    counts, starts, states = step.counts, step.starts, step.states
+    if list(rows) != list(range(len(counts))):
+        own = np.array(rows, np.intp)
+        ends = np.cumsum(counts)
+        states = np.concatenate([states[ends[r] - counts[r] : ends[r]] for r in own])
+        counts, starts = counts[own], starts[own]
     return {
         "version": VERSION,
         "counts": counts.tobytes(),
-        "starts": step.starts[rows].tobytes(),
+        "starts": starts.tobytes(),
         "states": states.tobytes(),
         "columns": states.shape[1],
         "host_seconds": step.host_seconds,

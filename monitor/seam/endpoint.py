@@ -23,7 +23,7 @@ from monitor.seam.outputs import OutputTap
 from monitor.seam.supported import runner_name, vllm_version
 from monitor.wire import CARRIER
 from probes import ProbeError
-from probes.identity import model_identity
+from probes.identity import ModelIdentity, model_identity
 
 
 class ProbewatchEndpoint:
@@ -105,14 +105,18 @@ def _control(client: Any, tap: OutputTap, settings: Settings, peers: Peers | Non
     async def rpc(method: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
         return await _ask_workers(client, method, arguments)
 
-    config = client.vllm_config.model_config
+    identity = None if settings.probe_dir is None else _identity(client.vllm_config.model_config)
+    return Control(tap.engines, rpc, identity, settings.probe_dir, peers)
+
+
+def _identity(config: Any) -> ModelIdentity:
     try:
-        identity = model_identity(local_model_dir(config.model, config.revision))
+        return model_identity(local_model_dir(config.model, config.revision))
     except (AttachError, ProbeError) as error:
         raise AttachError(
-            f"the served model cannot be identified, so nothing can be attached to it: {error}"
+            f"PROBEWATCH_PROBE_DIR is set and the served model cannot be identified, so nothing could be attached: "
+            f"{error}"
         ) from error
-    return Control(tap.engines, rpc, identity, settings.probe_dir, peers)
 
 
 def _refuse_open_doors(settings: Settings, args: Any) -> None:

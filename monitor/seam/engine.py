@@ -17,10 +17,10 @@ from monitor.metrics import Metrics
 from monitor.records import RecentRecords
 from monitor.refusal import REQUIRE_ENDPOINT, file_reason
 from monitor.seam import supported
+from monitor.seam.hooks import patch_warm_up, patch_worker
 from monitor.seam.outputs import OutputTap, patch_output_processor
 from monitor.seam.patching import wrap
 from monitor.seam.scheduler import patch_scheduler
-from monitor.seam.worker import patch_warm_up, patch_worker
 from monitor.wire import CARRIER
 
 
@@ -124,7 +124,7 @@ def make_engines(vllm_config: Any, settings: Settings, plan: Plan, indices: list
 
     def make(index: int) -> Frontend:
         metrics = Metrics(model_name, str(index))
-        frontend = Frontend(bank, plan.actions, metrics, model_name, recent)
+        frontend = Frontend(bank, metrics, model_name, recent)
         frontend.last_error = failure
         metrics.announce(__version__, supported.vllm_version(), runner)
         metrics.set("probewatch_attached", to=0)

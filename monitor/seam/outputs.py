@@ -66,13 +66,13 @@ class OutputTap:
             return  # aborted meanwhile: vLLM ignores it, and so do its counters
         followed = self.running.get(output.request_id)
         if followed is None:
-            followed = self.running[output.request_id] = (self.frontend, _begin(request))
+            followed = self.running[output.request_id] = (self.frontend, begin(request))
         running = followed[1]
         if request.streaming_input:
             running.lost = True  # a growing prompt; its positions are not followed
-        arrivals.append(Arrival(running, tuple(output.new_token_ids), start, states, self._epoch))
-        ended_by = str(output.stop_reason)
-        if ended_by.startswith(STOPPED_BY):
+        arrivals.append(Arrival(running, output.new_token_ids, start, states, self._epoch))
+        ended_by = output.stop_reason
+        if isinstance(ended_by, str) and ended_by.startswith(STOPPED_BY):
             self.frontend.count_stop(ended_by.removeprefix(STOPPED_BY))
 
     def _share(self, output: Any) -> tuple[int, FloatArray | None]:
@@ -132,7 +132,8 @@ def _pop_message(output: Any) -> dict[str, Any] | None:
     return message
 
 
-def _begin(request: Any) -> Running:
+def begin(request: Any) -> Running:
+    """A sequence of which nothing has come out yet."""
     parent = request.parent_req
     if parent is None:
         place = locate(str(request.external_req_id), request.request_id)

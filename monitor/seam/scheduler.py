@@ -7,10 +7,10 @@ a step for one client travel on the first of its outputs, so nothing is done per
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from monitor.events import StepScores
 from monitor.seam.patching import wrap
 from monitor.wire import CARRIER, pack, without_totals
 
@@ -19,11 +19,8 @@ logger = logging.getLogger("probewatch")
 _LOGGED = "probewatch_fault_logged"
 
 
-def attach(results: dict[int, Any], model_runner_output: Any) -> None:
-    step = getattr(model_runner_output, CARRIER, None)
-    if step is None:
-        return
-    row_of = model_runner_output.req_id_to_index
+def attach(results: dict[int, Any], step: StepScores, row_of: Mapping[str, int]) -> None:
+    """Puts the step's scores on the first output of every client. ``row_of``: request id to row of the step."""
     first = True
     for client_outputs in results.values():
         outputs = client_outputs.outputs
@@ -35,32 +32,30 @@ def attach(results: dict[int, Any], model_runner_output: Any) -> None:
         else:
             loads = [(outputs[0], rows)] if outputs else []
         for output, own in loads:
-            message = pack(step, np.array(own))
+            message = pack(step, own)
             _carry(output, message if first else without_totals(message))
             first = False
 
 
-def end_stopped(scheduler: Any, results: dict[int, Any], model_runner_output: Any) -> None:
-    """Ends the sequences that a probe stops, the way vLLM's own stop conditions end one.
+def end_stopped(
+    scheduler: Any, results: dict[int, Any], step: StepScores, request_ids: Sequence[str]
+) -> None:
+    """Ends the sequences that a probe stops, the way vLLM's own stop conditions end one. ``request_ids``: by row.
 
     The client gets the tokens up to the one after the score that crossed; the blocks are free with the next step.
     """
-    step = getattr(model_runner_output, CARRIER, None)
-    if step is None or not step.stops:
-        return
     from vllm.v1.engine import FinishReason
     from vllm.v1.request import RequestStatus
 
     by_id = {output.request_id: output for client in results.values() for output in client.outputs}
     for stop in step.stops:
-        request_id = model_runner_output.req_ids[stop.row]
+        request_id = request_ids[stop.row]
         output = by_id.get(request_id)
         if output is None or output.finish_reason is not None:
             continue
         new = output.new_token_ids
-        first_new = (
-            int(step.starts[stop.row] + step.counts[stop.row]) - len(new) + 1
-        )  # position of the first of them
+        fed = int(step.starts[stop.row] + step.counts[stop.row])
+        first_new = fed - len(new) + 1  # position
         kept = max(1, stop.position + 2 - first_new)
         scheduler.finish_requests(request_id, RequestStatus.FINISHED_STOPPED)
         if kept < len(new):
@@ -75,20 +70,35 @@ def _carry(output: Any, message: dict[str, Any]) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CARRIER: message}
 
 
+def deliver(scheduler: Any, results: dict[int, Any], model_runner_output: Any) -> None:
+    """Stops what is to be stopped and sends the step's scores on. Never raises: a fault of ours costs no request."""
+    step: StepScores | None = getattr(model_runner_output, CARRIER, None)
+    if step is None:
+        return
+    try:
+        if step.stops:
+            end_stopped(scheduler, results, step, model_runner_output.req_ids)
+    except Exception as error:
+        step = step.with_errors(step.errors + 1)
+        _log_once(scheduler, "a probe could not stop its sequence, which goes on", error)
+    try:
+        attach(results, step, model_runner_output.req_id_to_index)
+    except Exception as error:
+        _log_once(scheduler, "the scores of a step were lost on the way; they count as unscored", error)
+
+
+def _log_once(scheduler: Any, what: str, error: Exception) -> None:
+    if not getattr(scheduler, _LOGGED, False):  # a fault that stays must not flood the log
+        setattr(scheduler, _LOGGED, True)
+        logger.error("probewatch: %s", what, exc_info=error)
+
+
 def patch_scheduler(scheduler_class: type) -> None:
     """Wraps ``Scheduler.update_from_output``."""
 
     def update_from_output(original: Any, self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         results = original(self, scheduler_output, model_runner_output)
-        try:
-            attach(results, model_runner_output)
-            end_stopped(self, results, model_runner_output)
-        except Exception:
-            if not getattr(self, _LOGGED, False):  # once: a fault that stays must not flood the log
-                setattr(self, _LOGGED, True)
-                logger.exception(
-                    "probewatch: the scores of a step were lost on the way; they count as unscored"
-                )
+        deliver(self, results, model_runner_output)
         return results
 
     wrap(scheduler_class, "update_from_output", update_from_output)

@@ -99,9 +99,7 @@ class StepReader:
             )
         transfer = Transfer({**self.buffers.tensors(capture.rows), **capture.device})
         # On a GPU, graphs also write padding rows, which a later step must not find there.
-        self.buffers.silence(
-            rows if self.buffers.scores.device.type == "cpu" else self.buffers.scores.shape[1]
-        )
+        self.buffers.silence(rows if self.buffers.scores.device.type == "cpu" else None)
         copies, self._copies = self._copies, []
         fresh, self._fresh = self._fresh, []
         finished, self._finished = self._finished, []

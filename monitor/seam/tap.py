@@ -68,11 +68,11 @@ class TapBuffers:
             torch.empty(layers, rows, columns, device=device),
             torch.empty(layers, rows if norms else 0, device=device),
         )
-        buffers.silence(rows)
+        buffers.silence()
         return buffers
 
-    def silence(self, rows: int) -> None:
-        """Marks the first rows as unwritten, so that a tap that does not fire is seen and not believed."""
+    def silence(self, rows: int | None = None) -> None:
+        """Marks the first rows (None: all) as unwritten, so that a tap that does not fire is seen and not believed."""
         self.scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
 
     def tensors(self, rows: int) -> dict[str, Tensor]:

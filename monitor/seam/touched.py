@@ -239,6 +239,16 @@ _IN_THE_FRONT_END = (
     Touched("calls", f"{_ENGINE}.async_llm:AsyncLLM.collective_rpc", "method", "asks workers for proof"),
     Touched("calls", f"{_ENGINE}.llm_engine:LLMEngine.collective_rpc", "method", "asks workers for proof"),
     Touched(
+        "reads", f"{_ENGINE}.core_client:MPClient", "core_engines", "which engines there are to be asked"
+    ),
+    Touched(
+        "calls",
+        f"{_ENGINE}.core_client:AsyncMPClient._call_utility_async",
+        "method",
+        "asks the workers of every engine",
+        keywords="engine",
+    ),
+    Touched(
         "shadows",
         f"{_ENGINE}.core_client:AsyncMPClient.get_output_async",
         "",

@@ -27,9 +27,11 @@ def step_view(runner: Any, group: int) -> StepView:
     first = batch.num_computed_tokens_cpu[:n].astype(np.int64)
     prompt = batch.num_prompt_tokens[:n].astype(np.int64)
     known = batch.num_tokens_no_spec[:n].astype(np.int64)
-    counts = np.diff(starts)
+    counts = starts[1:] - starts[:-1]
     owner, offset = row_owners(counts)
-    completing = (known == prompt) & (first > 0) & (first + counts >= known)
+    completing = known == prompt
+    if completing.any():
+        completing &= (first > 0) & (first + counts >= known)
     adapters = None
     if runner.lora_config is not None:
         adapters = adapters_of(batch.lora_id_to_lora_request, batch.request_lora_mapping[:n])

@@ -5,11 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from monitor.adapters import AdapterRules
@@ -17,34 +14,22 @@ from monitor.attach import Plan, check_model, local_model_dir
 from monitor.bank import ProbeBank
 from monitor.errors import AttachError, CompatibilityError, TapError
 from monitor.events import StepScores
-from monitor.refusal import file_reason
 from monitor.residual import check_signature, rule_for
 from monitor.seam import supported, view_v1, view_v2
+from monitor.seam.change import Change, prepare, restated
 from monitor.seam.layers import decoder_blocks, is_here
-from monitor.seam.patching import add_method, wrap
 from monitor.seam.pipeline import Relay
+from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steps import Step, StepReader
 from monitor.seam.tap import SCHEMA, TapBuffers, define_operation, install
 from monitor.store import ScoreStore
 from monitor.wire import CARRIER
-from probes import ProbeError, load
+from probes import ProbeError
 from probes.identity import adapter_digest
 
 logger = logging.getLogger("probewatch")
 
-SELFTEST_TOLERANCE = 1e-3
-"""Largest allowed difference from the golden scores, relative to 1 + their largest magnitude."""
 CANARY_ROWS = 4
-UNATTACHED: dict[str, Any] = {"attached": False, "probes": [], "selftest_error": {}, "tapped_layers": []}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A change that only has to be committed."""
-
-    bank: ProbeBank
-    weights: torch.Tensor
-    selftest: dict[str, float]
 
 
 class WorkerMonitor:
@@ -60,8 +45,7 @@ class WorkerMonitor:
         self.proven = False
         self._weights: torch.Tensor
         """[L, d, C] on the device: what the taps multiply by. Overwritten, never replaced: graphs hold its address."""
-        self._background = ThreadPoolExecutor(1, "probewatch")
-        self._preparing: Future[Prepared] | None = None
+        self._change = Change()
         self._here: list[int] = []
         """Indices of the tapped layers that this pipeline stage computes."""
         self._errors = 0
@@ -101,7 +85,7 @@ class WorkerMonitor:
         self.buffers = TapBuffers.allocate(
             len(bank.layers), int(runner.max_num_tokens), bank.capacity, bank.needs_norm, device
         )
-        self._weights = weights = bank.weights.to(device, copy=True)
+        self._weights = weights = bank.weights().to(device)
         self._here = [i for i, layer in enumerate(bank.layers) if is_here(blocks[layer])]
         for index in self._here:
             block = blocks[bank.layers[index]]
@@ -165,7 +149,7 @@ class WorkerMonitor:
                     f"the taps of layers {layers} did not fire in the compiled model; a stale compile cache or an "
                     "unsupported execution mode: remove the vLLM compile cache and start again"
                 )
-        self.buffers.silence(self.buffers.scores.shape[1])
+        self.buffers.silence()
         if _is_read():
             self.reader = self._make_reader(runner, v2=supported.runner_name(worker.vllm_config) == "v2")
         self.proven = True
@@ -192,42 +176,16 @@ class WorkerMonitor:
 
         ``keep``: names of probes that stay. ``add``: (file, sha256 of its tensors).
         """
-        self.discard()
-        self._preparing = self._background.submit(self._prepare, keep, add, epoch)
+        room = None if self.reader is None else self.reader.store.columns
+        self._change.start(lambda: prepare(self.bank, keep, add, epoch, room, self._weights.device))
 
     def prepared(self) -> bool:
         """Whether the change is ready to be committed. Raises what made it impossible."""
-        if self._preparing is None:
-            raise AttachError("nothing is being prepared; attach again")
-        return self._preparing.done() and self._preparing.result() is not None
-
-    def _prepare(self, keep: list[str], add: list[tuple[str, str]], epoch: int) -> Prepared:
-        probes = [seat.probe for seat in self.bank.seats if seat.probe.manifest.name in keep]
-        try:
-            for path, digest in (tuple(one) for one in add):
-                probes.append(load(path))
-                if probes[-1].manifest.tensors_sha256 != digest:
-                    raise AttachError(f"{path} has changed while it was attached; attach it again")
-        except ProbeError as error:
-            raise AttachError(str(error)) from error
-        bank = self.bank.follow(probes)
-        if bank.epoch != epoch:
-            raise AttachError(
-                f"the worker is at change {self.bank.epoch}, the API server asks for {epoch}; restart the server"
-            )
-        if self.reader is not None and bank.state_columns > self.reader.store.columns:
-            raise AttachError(
-                f"the score store has {self.reader.store.columns} columns, {bank.state_columns} are needed; detach a "
-                "probe, or start the server with a larger PROBEWATCH_TAP_COLUMNS"
-            )
-        weights = bank.weights.to(self._weights.device)
-        return Prepared(bank, weights, score_golden_inputs(bank, weights))
+        return self._change.ready()
 
     def commit(self, epoch: int) -> None:
         """Second half, between two steps. The graphs stay as they are; their inputs change."""
-        if not self.prepared() or self._preparing is None or self._preparing.result().bank.epoch != epoch:
-            raise AttachError(f"nothing is prepared for change {epoch}; attach again")
-        change, self._preparing = self._preparing.result(), None
+        change = self._change.take(epoch)
         self._weights.copy_(change.weights)
         self.bank, self.selftest = change.bank, change.selftest
         if self.reader is not None:
@@ -235,22 +193,13 @@ class WorkerMonitor:
 
     def restate(self, changes: list[tuple[str, float | None, str]]) -> None:
         """Other thresholds and actions, as (name, threshold, action): between two steps."""
-        given = {
-            name: {"threshold": threshold, "default_action": action} for name, threshold, action in changes
-        }
-        probes = [seat.probe for seat in self.bank.seats]
-        self.bank = self.bank.restated(
-            [
-                replace(p, manifest=p.manifest.model_copy(update=given.get(p.manifest.name, {})))
-                for p in probes
-            ]
-        )
+        self.bank = restated(self.bank, changes)
         if self.reader is not None:
             self.reader.restate(self.bank)
 
     def discard(self) -> None:
         """After a change that some other rank could not prepare."""
-        self._preparing = None
+        self._change.discard()
 
     def after_forward(self, runner: Any, scheduler_output: Any) -> None:
         """Takes the step's scores off the device. An error of ours never fails a user's request."""
@@ -260,7 +209,7 @@ class WorkerMonitor:
             self.reader.after_forward(runner, scheduler_output)
         except Exception as error:
             self.reader.lose()
-            self.buffers.silence(self.buffers.scores.shape[1])
+            self.buffers.silence()
             self.guard(error)
 
     def after_sampling(self, output: Any) -> None:
@@ -308,7 +257,7 @@ class WorkerMonitor:
     def after_dummy_batch(self) -> None:
         """An idle data-parallel rank computes dummy tokens; their scores must not pass for a later step's."""
         if self.proven:
-            self.buffers.silence(self.buffers.scores.shape[1])
+            self.buffers.silence()
 
     def report(self) -> dict[str, Any]:
         """Facts for the status page and for the proof before readiness."""
@@ -322,35 +271,6 @@ class WorkerMonitor:
             "errors": self._errors,
             "last_error": self._last_error,
         }
-
-
-def score_golden_inputs(bank: ProbeBank, weights: torch.Tensor) -> dict[str, float]:
-    """Largest difference from each probe's golden scores, through the tap's own arithmetic with ``weights [L, d, C]``.
-
-    Raises ``TapError`` for one that is off."""
-    errors = {}
-    for seat in bank.seats:
-        probe = seat.probe
-        inputs = probe.golden_inputs.to(weights.device)  # [N, l, d]
-        n = len(inputs)
-        buffers = TapBuffers.allocate(len(bank.layers), n, bank.capacity, True, weights.device)
-        buffers.scores.zero_()
-        for column, row in enumerate(seat.layer_rows):
-            torch.ops.probewatch.tap(
-                inputs[:, column].contiguous(), weights[row], buffers.scores[row], buffers.squared_norms[row]
-            )
-        read = {name: tensor.cpu().numpy() for name, tensor in buffers.tensors(n).items()}
-        states = bank.states(read["scores"], read["squared_norms"])[:, seat.states]
-        found = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states)))
-        error = float((found - probe.golden_scores).abs().max())
-        limit = SELFTEST_TOLERANCE * (1 + float(probe.golden_scores.abs().max()))
-        if not error <= limit:
-            raise TapError(
-                f"probe {probe.manifest.name!r}: golden scores through the tap are off by {error:.3g}, limit "
-                f"{limit:.3g}; the artifact or this build of torch is broken: run `probewatch verify`"
-            )
-        errors[probe.manifest.name] = error
-    return errors
 
 
 def full_attention_group(kv_cache_config: Any) -> int:
@@ -393,94 +313,3 @@ def _adapter_digest(adapter: str) -> str | None:
     except (ProbeError, AttachError) as error:
         logger.warning("probewatch: %s; its requests count as unscored", error)
         return None
-
-
-def patch_worker(worker_class: type, plan: Plan) -> None:
-    """Wraps the worker methods the monitor lives in, and adds the one that RPC calls."""
-
-    def load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.probewatch_plan = plan
-        self.probewatch = monitor = WorkerMonitor(plan)
-        try:
-            monitor.seal(self.vllm_config)
-        except AttachError as error:
-            _refuse(self, error)
-        result = original(self, *args, **kwargs)
-        if self.probewatch is not None:
-            try:
-                monitor.attach(self.model_runner, self.device)
-            except AttachError as error:
-                _refuse(self, error)
-        return result
-
-    def execute_model(original: Any, self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, scheduler_output, *args, **kwargs)
-        if self.probewatch is not None:
-            self.probewatch.after_forward(self.model_runner, scheduler_output)
-        return result
-
-    def sample_tokens(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if self.probewatch is not None:
-            self.probewatch.after_sampling(result)
-        return result
-
-    def execute_dummy_batch(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if self.probewatch is not None:
-            self.probewatch.after_dummy_batch()
-        return result
-
-    def probewatch_report(self: Any) -> dict[str, Any]:
-        monitor: WorkerMonitor | None = self.probewatch
-        return UNATTACHED if monitor is None else monitor.report()
-
-    wrap(worker_class, "load_model", load_model)
-    wrap(worker_class, "execute_model", execute_model)
-    wrap(worker_class, "sample_tokens", sample_tokens)
-    wrap(worker_class, "execute_dummy_batch", execute_dummy_batch)
-    add_method(worker_class, "probewatch_report", probewatch_report)
-    for name in ("prepare", "prepared", "commit", "restate", "discard"):
-        add_method(worker_class, f"probewatch_{name}", _answering(getattr(WorkerMonitor, name)))
-
-
-def _answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """A method of the monitor as one of the worker's that RPC calls.
-
-    It never raises: vLLM reads no further replies after the first failure, and every later call would be answered by
-    the one before.
-    """
-
-    def answer(worker: Any, *args: Any) -> dict[str, Any]:
-        try:
-            result = method(worker.probewatch, *args)
-        except Exception as error:
-            return {"ready": False, "error": f"{type(error).__name__}: {error}"}
-        return {"ready": result is not False, "error": None}
-
-    return answer
-
-
-def patch_warm_up(worker_class: type) -> None:
-    """Wraps ``compile_or_warm_up_model``, after which the compiled model can be put to the proof."""
-
-    def compile_or_warm_up_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if self.probewatch is not None:
-            try:
-                self.probewatch.prove(self)
-            except AttachError as error:
-                _refuse(self, error)
-        return result
-
-    wrap(worker_class, "compile_or_warm_up_model", compile_or_warm_up_model)
-
-
-def _refuse(worker: Any, error: AttachError) -> None:
-    """Fails closed: the server does not start, unless the operator chose to serve without the monitor."""
-    if worker.probewatch_plan.refuse:
-        file_reason(str(error))
-        logger.error("probewatch: refused to start: %s", error)
-        raise error
-    logger.error("probewatch: SERVING UNMONITORED (ON_ATTACH_FAILURE=serve_unmonitored): %s", error)
-    worker.probewatch = None

@@ -17,6 +17,8 @@ from monitor.shipped import paths
 
 KEY = "a-key-of-the-tests"
 HEADERS = {"X-Probewatch-Admin-Key": KEY}
+COMPILED = "torch.compile"
+"""What vLLM logs when it compiles; `bench.swap` measures how long clients wait."""
 LONG = "Good morning! I have a question about the weather. " * 12
 
 
@@ -91,10 +93,10 @@ class Load:
                     self.ended.append(chunk.choices[0].finish_reason)
 
 
-def test_probes_come_and_go_under_load_without_a_stall(server: Server) -> None:
+def test_probes_come_and_go_under_load_without_a_restart(server: Server) -> None:
     with Load(server) as load:
         started = time.monotonic()
-        before = [gap for when, gap in load.gaps if when < started]
+        compiled = server.log.read_text().count(COMPILED)
         reply = change(server, "POST", "", {"path": "deception.safetensors"})
         assert reply.status_code == 200, reply.text
         assert [probe["name"] for probe in reply.json()] == ["being-audited", "deception"]
@@ -102,10 +104,10 @@ def test_probes_come_and_go_under_load_without_a_stall(server: Server) -> None:
         assert change(server, "DELETE", "/deception").status_code == 200
         time.sleep(1)
         during = [gap for when, gap in load.gaps if when >= started]
+        assert during
+        assert server.log.read_text().count(COMPILED) == compiled
     assert set(load.ended) == {"length"}
     assert len(load.ended) >= 4
-    # A restart or a recompilation would take many seconds; the bound leaves room for a noisy machine.
-    assert max(during) < max(0.5, 3 * max(before))
     assert server.metric("probewatch_errors_total") == 0
 
 

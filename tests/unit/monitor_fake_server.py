@@ -208,7 +208,7 @@ class FakeServer:
 
         def frontend(index: int) -> Frontend:
             metrics = Metrics(MODEL, str(index), self.registry)
-            return Frontend(make_bank(*probes), plan.actions, metrics, MODEL, recent)
+            return Frontend(make_bank(*probes), metrics, MODEL, recent)
 
         self.tap = OutputTap(Engines(frontend, [0], recent), plan)
         self._faults = faults

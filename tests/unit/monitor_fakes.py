@@ -58,8 +58,7 @@ def make_frontend(*probes: Probe, recent: int = 1024) -> tuple[Frontend, Collect
     """A frontend that counts into a registry of its own; every probe takes its manifest's action."""
     registry = CollectorRegistry()
     metrics = Metrics(MODEL, "0", registry)
-    actions = {probe.manifest.name: probe.manifest.default_action for probe in probes}
-    return Frontend(make_bank(*probes), actions, metrics, MODEL, RecentRecords(recent)), registry
+    return Frontend(make_bank(*probes), metrics, MODEL, RecentRecords(recent)), registry
 
 
 def alone(frontend: Frontend) -> Engines:

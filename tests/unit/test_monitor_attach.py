@@ -60,8 +60,8 @@ def test_a_fitting_probe_is_planned_bound_and_seated(tmp_path: Path, model: Path
     path = bound(tmp_path / "p.safetensors", model_identity(model), name="mine", layers=(1, 3))
     plan = plan_of(path, tap_layers=(0, 3))
     check_model(plan, model)
-    assert plan.actions == {"mine": "observe"}
     bank = plan.bank(D, LAYERS)
+    assert bank.actions == {"mine": "observe"}
     assert bank.layers == (0, 1, 3)
     assert bank.capacity == 16
 
@@ -69,7 +69,7 @@ def test_a_fitting_probe_is_planned_bound_and_seated(tmp_path: Path, model: Path
 def test_actions_are_those_of_the_manifests(tmp_path: Path) -> None:
     one = write_artifact(tmp_path / "a.safetensors", name="a", threshold=1.0, default_action="alert")
     two = write_artifact(tmp_path / "b.safetensors", name="b")
-    assert plan_of(one, two).actions == {"a": "alert", "b": "observe"}
+    assert plan_of(one, two).bank(D, LAYERS).actions == {"a": "alert", "b": "observe"}
 
 
 @pytest.mark.parametrize("action", ["steer:honesty"])

@@ -30,7 +30,7 @@ KINDS = [
 def tapped(bank: ProbeBank, residual: Tensor) -> tuple[FloatArray, FloatArray | None]:
     """What the taps of a model would write for ``residual [L, T, d]``."""
     norms = residual.square().sum(-1).numpy() if bank.needs_norm else None
-    return torch.bmm(residual, bank.weights).numpy(), norms
+    return torch.bmm(residual, bank.weights()).numpy(), norms
 
 
 def states_of(bank: ProbeBank, residual: Tensor) -> dict[str, FloatArray]:
@@ -136,16 +136,17 @@ def test_a_kind_of_several_columns_and_states_keeps_its_seat(monkeypatch: pytest
 
 def test_room_beyond_the_probes_stays_empty() -> None:
     bank = ProbeBank([make_probe("a", layers=(1,), d_model=D)], [0, 1], D, 6)
-    assert bank.weights.shape == (2, D, 6)
-    assert not bank.weights[0].any()
-    assert not bank.weights[1, :, 1:].any()
-    assert bank.weights[1, :, 0].any()
+    weights = bank.weights()
+    assert weights.shape == (2, D, 6)
+    assert not weights[0].any()
+    assert not weights[1, :, 1:].any()
+    assert weights[1, :, 0].any()
 
 
 def test_no_probe_gives_no_states() -> None:
     bank = ProbeBank([], [3], D, 4)
     assert states_of(bank, torch.ones(1, 6, D)) == {}
-    assert bank.weights.shape == (1, D, 4)
+    assert bank.weights().shape == (1, D, 4)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

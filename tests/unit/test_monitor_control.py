@@ -63,7 +63,7 @@ def make_engines(folder: Path) -> Engines:
     recent, registry = RecentRecords(1024), CollectorRegistry()
 
     def make(index: int) -> Frontend:
-        return Frontend(bank, {"first": "alert"}, Metrics("m", str(index), registry), "m", recent)
+        return Frontend(bank, Metrics("m", str(index), registry), "m", recent)
 
     return Engines(make, [0, 1], recent)
 
@@ -80,7 +80,7 @@ async def test_an_attached_probe_is_prepared_announced_and_committed_in_that_ord
     keep, add, epoch = workers.calls[0][1]
     assert (keep, [Path(file).name for file, _ in add], epoch) == (["first"], ["second.safetensors"], 1)
     assert names(engines) == ["first", "second"]
-    assert all(frontend.basis is engines.first.basis for frontend in engines.all)
+    assert all(frontend.bank is engines.first.bank for frontend in engines.all)
 
 
 async def test_a_detached_probe_leaves_its_place_to_the_next(folder: Path) -> None:
@@ -99,11 +99,11 @@ async def test_a_detached_probe_leaves_its_place_to_the_next(folder: Path) -> No
 @pytest.mark.parametrize("method", ["probewatch_prepare", "probewatch_prepared", "probewatch_commit"])
 async def test_what_a_worker_cannot_prepare_changes_nothing(folder: Path, method: str) -> None:
     engines, workers = make_engines(folder), Workers(fail=method)
-    before = engines.first.basis
+    before = engines.first.bank
     with pytest.raises(AttachError, match="planted"):
         await Control(engines, workers, None, folder, None).attach("second.safetensors")
     assert workers.methods[-1] == "probewatch_discard"
-    assert engines.first.basis is before
+    assert engines.first.bank is before
 
 
 async def test_threshold_and_action_reach_servers_and_workers_without_new_taps(folder: Path) -> None:
@@ -112,7 +112,7 @@ async def test_threshold_and_action_reach_servers_and_workers_without_new_taps(f
     await control.change("first", 7.5, "observe")
     assert workers.calls == [("probewatch_restate", ([("first", 7.5, "observe")],))]
     assert engines.first.bank.seats[0].probe.manifest.threshold == 7.5
-    assert engines.first.actions == {"first": "observe"}
+    assert engines.first.bank.actions == {"first": "observe"}
 
 
 async def test_nonsense_is_refused_by_name(folder: Path) -> None:

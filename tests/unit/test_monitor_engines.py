@@ -37,7 +37,7 @@ def make_engines(*indices: int) -> tuple[Engines, CollectorRegistry]:
     bank = make_bank(alerting(threshold=2.5))
 
     def make(index: int) -> Frontend:
-        return Frontend(bank, {"lie": "alert"}, Metrics(MODEL, str(index), registry), MODEL, recent)
+        return Frontend(bank, Metrics(MODEL, str(index), registry), MODEL, recent)
 
     return Engines(make, list(indices), recent), registry
 

@@ -109,7 +109,7 @@ def test_an_uncalibrated_probe_shows_no_threshold() -> None:
 def test_counters_rise_from_the_child_that_was_there() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(MODEL, "0", registry)
-    metrics.add_probe(alerting(), "alert")
+    metrics.add_probe(alerting())
     metrics.inc("probewatch_requests_total", "lie", "flagged")
     metrics.inc("probewatch_requests_total", "lie", "flagged", by=2)
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 3

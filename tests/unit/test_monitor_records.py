@@ -32,12 +32,10 @@ def record_of(
     response_id: str = "r",
     choice: int = 0,
     known_ids: bool = True,
-    **actions: str,
 ) -> Record:
     """Read-only states, as the frontend keeps them."""
     held = np.frombuffer(states.tobytes(), np.float32).reshape(states.shape)
     verdicts = {s.probe.manifest.name: judge(s.probe, held[:, s.states], len(PROMPT)) for s in bank.seats}
-    every = {s.probe.manifest.name: s.probe.manifest.default_action for s in bank.seats} | actions
     return Record(
         response_id=response_id,
         group=None,
@@ -45,9 +43,8 @@ def record_of(
         model="model",
         finished_at=1.0,
         finish_reason="stop",
-        verdict=of_sequence(verdicts, every),
+        verdict=of_sequence(verdicts, bank.actions),
         verdicts=verdicts,
-        actions=every,
         bank=bank,
         prompt_tokens=len(PROMPT),
         token_ids=np.array(PROMPT + OUTPUT, np.int32) if known_ids else None,

@@ -46,7 +46,7 @@ def test_the_aggregation_decides_and_not_a_single_token() -> None:
     assert step(watched, 5, [-60.0]) == ()
     assert step(watched, 6, [2.0]) == ()  # the mean is -2.7
     assert step(watched, 7, [20.0]) == (Stop(0, "guard", 7),)  # the mean is 3
-    assert step(watched, 8, [90.0]) == ()  # it is ending already
+    assert step(watched, 8, [90.0]) == (Stop(0, "guard", 7),)  # told again: the output may have been dropped
 
 
 def test_among_accepted_drafts_the_first_that_crosses_counts() -> None:
@@ -74,7 +74,7 @@ def test_other_actions_stop_nothing_and_hold_nothing(action: str) -> None:
     assert len(watched) == 0
 
 
-def test_a_sequence_is_forgotten_when_it_ends_and_keeps_its_basis_while_it_runs() -> None:
+def test_a_sequence_is_forgotten_when_it_ends_and_keeps_its_threshold_while_it_runs() -> None:
     watched = watch()
     step(watched, 0, [0.0] * PROMPT)
     bank = make_bank(probe(threshold=1.0, default_action="stop"))

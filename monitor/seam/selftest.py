@@ -1,0 +1,42 @@
+"""Each probe's golden inputs through the tap's own arithmetic, which must give the golden scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from monitor.bank import ProbeBank
+from monitor.errors import TapError
+from monitor.seam.tap import TapBuffers
+
+SELFTEST_TOLERANCE = 1e-3
+"""Largest allowed difference from the golden scores, relative to 1 + their largest magnitude."""
+
+
+def score_golden_inputs(bank: ProbeBank, weights: torch.Tensor) -> dict[str, float]:
+    """Largest difference from each probe's golden scores, through the tap's own arithmetic with ``weights [L, d, C]``.
+
+    Raises ``TapError`` for one that is off."""
+    errors = {}
+    for seat in bank.seats:
+        probe = seat.probe
+        inputs = probe.golden_inputs.to(weights.device)  # [N, l, d]
+        n = len(inputs)
+        buffers = TapBuffers.allocate(len(bank.layers), n, bank.capacity, True, weights.device)
+        buffers.scores.zero_()
+        for column, row in enumerate(seat.layer_rows):
+            torch.ops.probewatch.tap(
+                inputs[:, column].contiguous(), weights[row], buffers.scores[row], buffers.squared_norms[row]
+            )
+        read = {name: tensor.cpu().numpy() for name, tensor in buffers.tensors(n).items()}
+        states = bank.states(read["scores"], read["squared_norms"])[:, seat.states]
+        found = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states)))
+        error = float((found - probe.golden_scores).abs().max())
+        limit = SELFTEST_TOLERANCE * (1 + float(probe.golden_scores.abs().max()))
+        if not error <= limit:
+            raise TapError(
+                f"probe {probe.manifest.name!r}: golden scores through the tap are off by {error:.3g}, limit "
+                f"{limit:.3g}; the artifact or this build of torch is broken: run `probewatch verify`"
+            )
+        errors[probe.manifest.name] = error
+    return errors
