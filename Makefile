@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench storm soak compat organism probes clean
+.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak compat organism probes clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -42,6 +42,12 @@ compat: setup  ## look for all that the monitor touches in vLLM's released wheel
 
 host-bench: setup  ## host work of one engine step at 256 running requests and 8 probes
 	@$(PYTHON_ENV)/python -m bench.host
+
+swap-bench: setup  ## gaps between tokens while probes are attached, changed and detached
+	@$(PYTHON_ENV)/python -m bench.swap $(SWAP_ARGS)
+
+fuzz: setup  ## a million broken artifacts (FUZZ_CASES, FUZZ_SEED)
+	@FUZZ_CASES=$${FUZZ_CASES:-1000000} $(PYTHON_ENV)/python -m pytest -q -s tests/unit/test_artifact_fuzz.py
 
 storm: setup  ## the random storm in its long form: more than 100,000 scored tokens, with and without drafts
 	@$(PYTHON_ENV)/python -m pytest tests/engine/test_storm.py -q -s --storm-requests 1500 $(STORM_ARGS)

@@ -91,9 +91,12 @@ def soak(minutes: float) -> dict[str, Any]:
         environment = {
             **serve_environment(os.environ),
             "PROBEWATCH_RECENT_REQUESTS": "1024",
+            "PROBEWATCH_EVIDENCE_PATH": str(Path(folder) / "evidence.sqlite"),
         }
         url = f"http://127.0.0.1:{port}"
-        server = ChildServer(serve_command(str(found["model"]), artifacts, port), environment, url, log)
+        # A small KV cache, so that all of its pages and of vLLM's own records of them are in use early.
+        command = [*serve_command(str(found["model"]), artifacts, port), "--num-gpu-blocks-override", "256"]
+        server = ChildServer(command, environment, url, log)
         try:
             server.wait_ready(lambda elapsed, message: None, lambda: False)
             return _measure(url, minutes)

@@ -6,6 +6,7 @@ model with one adapter. Everything else counts as unscored.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from monitor.bank import ProbeBank
 from monitor.events import FloatArray, StepView
 from monitor.unscored import Reason, nan_for
+
+REMEMBERED_ADAPTERS = 1024
+"""Digests of adapters are looked up once while they are among that many."""
 
 
 class AdapterRules:
@@ -26,7 +30,7 @@ class AdapterRules:
             binding = seat.probe.manifest.binding
             self._bound.append((seat.states, binding.adapter_digest if binding else None))
         self._columns = bank.state_columns
-        self._known: dict[str | None, npt.NDArray[np.bool_]] = {}
+        self._foreign = functools.lru_cache(REMEMBERED_ADAPTERS)(self._look_up)
 
     def silence(self, states: FloatArray, view: StepView) -> None:
         """Takes back, in ``states [T, K]``, what a probe said about an adapter that is not its own."""
@@ -38,13 +42,11 @@ class AdapterRules:
                 rows = slice(view.query_start_loc[request], view.query_start_loc[request + 1])
                 states[rows, foreign] = nan_for(Reason.OTHER_ADAPTER)
 
-    def _foreign(self, adapter: str | None) -> npt.NDArray[np.bool_]:
+    def _look_up(self, adapter: str | None) -> npt.NDArray[np.bool_]:
         """[K] state columns of the probes that know nothing about ``adapter``."""
-        if adapter not in self._known:
-            columns = np.zeros(self._columns, bool)
-            asked = any(bound is not None for _, bound in self._bound)
-            digest = self._digest_of(adapter) if adapter is not None and asked else None
-            for where, bound in self._bound:
-                columns[where] = bound is not None if adapter is None else bound is None or bound != digest
-            self._known[adapter] = columns
-        return self._known[adapter]
+        columns = np.zeros(self._columns, bool)
+        asked = any(bound is not None for _, bound in self._bound)
+        digest = self._digest_of(adapter) if adapter is not None and asked else None
+        for where, bound in self._bound:
+            columns[where] = bound is not None if adapter is None else bound is None or bound != digest
+        return columns

@@ -8,11 +8,11 @@ from pathlib import Path
 from monitor.bank import ProbeBank
 from monitor.config import Settings
 from monitor.errors import AttachError, ConfigurationError
+from monitor.steering import VectorBank
 from probes import Probe, ProbeError, load
 from probes.identity import check_binding, model_identity
 
-AVAILABLE_ACTIONS = ("observe", "alert", "stop")
-NOT_YET = ("vectors", "evidence_path", "store_text", "webhook_url", "webhook_secret")
+NOT_YET = ("webhook_url", "webhook_secret")
 """Settings of the contract that nothing reads yet: refused, for nobody shall wait for alerts that never come."""
 
 
@@ -30,6 +30,12 @@ class Plan:
     """Whether the taps measure norms even if no configured probe asks for them (cosine probes may come later)."""
     failure: str | None = None
     """Why there is nothing to attach, on a server that serves all the same."""
+    vectors: tuple[Probe, ...] = ()
+    """Those that requests, and probes, may steer with."""
+
+    def vector_bank(self, d_model: int, n_layers: int) -> VectorBank | None:
+        """The steering vectors laid out for a model of that width; None without any. Raises ``AttachError``."""
+        return VectorBank(self.vectors, d_model, n_layers) if self.vectors else None
 
     def bank(self, d_model: int, n_layers: int) -> ProbeBank:
         """The probes laid out for a model of that width. Raises ``AttachError`` on a layer it has not."""
@@ -59,23 +65,17 @@ def make_plan(settings: Settings) -> Plan:
     """Loads and checks every artifact. Raises ``AttachError`` in one line naming the file and the fault."""
     try:
         probes = tuple(load(path) for path in settings.probes)
+        vectors = tuple(load(path) for path in settings.vectors)
     except ProbeError as error:
         raise AttachError(str(error)) from error
-    if not probes and not settings.tap_layers:
+    if not probes and not settings.tap_layers and not vectors:
         raise ConfigurationError(
-            "nothing to monitor: no probe and no layer given; set PROBEWATCH_PROBES or PROBEWATCH_TAP_LAYERS "
-            "(`probewatch serve`: --probe FILE, --tap-layers 1,2)"
+            "nothing to monitor: no probe, layer or vector given; set PROBEWATCH_PROBES, PROBEWATCH_TAP_LAYERS or "
+            "PROBEWATCH_VECTORS (`probewatch serve`: --probe FILE, --tap-layers 1,2, --vector FILE)"
         )
     for name in NOT_YET:
         if getattr(settings, name) != Settings.model_fields[name].default:
             raise ConfigurationError(f"PROBEWATCH_{name.upper()} is not available in this version; unset it")
-    for probe in probes:
-        action = probe.manifest.default_action
-        if action not in AVAILABLE_ACTIONS:
-            raise AttachError(
-                f"probe {probe.manifest.name!r} has the action {action!r}, which this version cannot carry out; "
-                f"calibrate it with --action {' or '.join(AVAILABLE_ACTIONS)}"
-            )
     return Plan(
         probes,
         settings.tap_layers,
@@ -83,6 +83,7 @@ def make_plan(settings: Settings) -> Plan:
         settings.score_store_mib,
         settings.on_attach_failure == "refuse",
         settings.tap_norms,
+        vectors=vectors,
     )
 
 
@@ -111,7 +112,7 @@ def check_model(plan: Plan, model_dir: Path) -> None:
     """Refuses probes that belong to another model, by configuration, weights and chat template."""
     try:
         identity = model_identity(model_dir)
-        for probe in plan.probes:
+        for probe in (*plan.probes, *plan.vectors):
             check_binding(probe.manifest, identity)
     except ProbeError as error:
         raise AttachError(str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -83,7 +82,7 @@ class ProbeBank:
         self.layers = tuple(layers)
         self.d_model = d_model
         self.epoch = 0 if before is None else before.epoch + 1
-        """How many times the probes of this server have changed."""
+        """Of changes on a running server, the later the higher; none comes twice with other contents."""
         asked = norms or any(probe.needs_norm for probe in probes)
         self.needs_norm = asked if before is None else before.needs_norm
         needed = sum(probe.columns.shape[2] for probe in probes)
@@ -145,15 +144,13 @@ class ProbeBank:
         """Name and digest of every probe, in order: two processes with the same contents lay states out alike."""
         return [_identity(seat.probe) for seat in self.seats]
 
-    def follow(self, probes: Sequence[Probe]) -> ProbeBank:
-        """The bank of the same taps with these probes instead. Raises ``AttachError`` where they do not fit."""
-        return ProbeBank(probes, self.layers, self.d_model, self.capacity, before=self)
+    def follow(self, probes: Sequence[Probe], epoch: int | None = None) -> ProbeBank:
+        """The bank of the same taps with these probes instead (default: of the next epoch).
 
-    def restated(self, probes: Sequence[Probe]) -> ProbeBank:
-        """The same bank with other thresholds or actions in the manifests of its probes."""
-        by_identity = {_identity(probe): probe for probe in probes}
-        found = copy.copy(self)
-        found.seats = tuple(replace(seat, probe=by_identity[_identity(seat.probe)]) for seat in self.seats)
+        Raises ``AttachError`` where they do not fit.
+        """
+        found = ProbeBank(probes, self.layers, self.d_model, self.capacity, before=self)
+        found.epoch = found.epoch if epoch is None else epoch
         return found
 
     def shared_with(self, other: ProbeBank) -> list[Seat]:

@@ -15,6 +15,8 @@ ADMIN_HEADER = "X-Probewatch-Admin-Key"
 API_KEY_VARIABLE = "VLLM_API_KEY"
 ADMIN_KEY_VARIABLE = "PROBEWATCH_ADMIN_KEY"
 TIMEOUT_SECONDS = 10.0
+CHANGE_SECONDS = 120.0
+"""A change waits for all workers and API servers."""
 
 
 class ServerAway(ServerError):
@@ -81,7 +83,7 @@ class Server:
 
     def _changed(self, method: str, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         self.status()  # a server without the plugin says how to start one with it
-        reply = self._ask(method, path, body)
+        reply = self._ask(method, path, body, CHANGE_SECONDS)
         if reply.status_code in (404, 409, 422):
             raise ServerError(_reason(reply))
         found = _json(self._checked(reply))
@@ -106,7 +108,10 @@ class Server:
     def _get(self, path: str) -> Response:
         return self._ask("GET", path)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Response:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
+    ) -> Response:
+        timeout = timeout or self._timeout
         headers = {}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
@@ -115,12 +120,10 @@ class Server:
         with Session() as session:
             session.trust_env = not is_loopback(self.url)  # a proxy does not lead back to this machine
             try:
-                return session.request(
-                    method, self.url + path, headers=headers, json=body, timeout=self._timeout
-                )
+                return session.request(method, self.url + path, headers=headers, json=body, timeout=timeout)
             except Timeout as error:
                 raise ServerAway(
-                    f"{self.url} did not answer {path} within {self._timeout:g} s; is the server overloaded?"
+                    f"{self.url} did not answer {path} within {timeout:g} s; is the server overloaded?"
                 ) from error
             except NoConnection as error:
                 raise ServerAway(

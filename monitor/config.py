@@ -39,10 +39,14 @@ class Settings(BaseSettings):
     """Key for changing routes and evidence routes (header X-Probewatch-Admin-Key)."""
     open_evidence: bool = False
     """Opens the evidence routes without a key (demo, loopback)."""
-    evidence_path: Path | None = None
-    """Where evidence is kept on disk."""
+    evidence_path: Path | Literal["off"] | None = None
+    """The file that keeps evidence; ``off`` keeps nothing on disk (default: below the user's state folder)."""
     store_text: bool = False
-    """Whether prompt and answer text may be stored."""
+    """Whether prompt and answer text, and their token ids, may be stored on disk."""
+    evidence_days: int = Field(default=30, ge=1, le=36500)
+    """How long evidence stays on disk, in days."""
+    evidence_mib: int = Field(default=1024, ge=1)
+    """Upper bound of the evidence file, in MiB: beyond it the oldest goes first, flagged evidence last."""
     webhook_url: str | None = None
     """Receiver of pushed alerts."""
     webhook_secret: SecretStr | None = None
@@ -62,6 +66,13 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("evidence_path", mode="before")
+    @classmethod
+    def _file_or_off(cls, value: Any) -> Any:
+        # YAML reads a bare off as false.
+        is_off = value is False or (isinstance(value, str) and value.strip().lower() == "off")
+        return "off" if is_off else value
 
     @field_validator("admin_key", "webhook_secret")
     @classmethod

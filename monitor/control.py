@@ -2,27 +2,34 @@
 
 A change is prepared everywhere first (everything that can fail), then every API server learns how sequences of the new
 epoch are judged, then the workers commit between two steps. Sequences that run keep the bank they began with.
+What fails on the way is undone everywhere; where that fails too, the status page tells until a later change succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from monitor.attach import AVAILABLE_ACTIONS
 from monitor.bank import ProbeBank
+from monitor.desired import Wanted, bank_of, load_added, wanted
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, ServerError
 from monitor.peers import Peers
+from monitor.quiet import quiet_thread
 from probes import Probe, ProbeError, load
 from probes.identity import ModelIdentity, check_binding
+from probes.manifest import ACTION
 
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[list[dict[str, Any]]]]
-"""Calls a method of every worker of every engine; each answers ``{"ready": bool, "error": str | None}``."""
+"""Calls a method of every worker of every engine; each answers ``{"ready": bool, "error": str | None, "result"}``."""
+
+T = TypeVar("T")
+logger = logging.getLogger("probewatch")
 
 POLL_SECONDS = 0.02
 PREPARE_SECONDS = 60.0
@@ -30,17 +37,6 @@ PREPARE_SECONDS = 60.0
 
 class UnknownProbe(ServerError):
     """No probe of that name is attached."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One probe of the desired set, as every process of the server is told."""
-
-    name: str
-    file: str | None
-    """Where to load it from; None: it is attached already."""
-    threshold: float | None
-    action: str
 
 
 class Control:
@@ -60,46 +56,51 @@ class Control:
         self._probe_dir = probe_dir
         self._peers = peers
         self._lock = asyncio.Lock()
+        self._background = quiet_thread()
+        self._latest = 0
+        """The highest epoch that any change had, made or undone."""
+        self.trouble: str | None = None
+        """Why processes of this server may disagree about the probes."""
 
     async def attach(self, relative: str) -> None:
         """Attaches the artifact at ``relative`` below PROBE_DIR. Raises ``AttachError`` or ``ConfigurationError``."""
         file = inside(self._probe_dir, relative)
-        probe = await asyncio.to_thread(self._load, file)
-        manifest = probe.manifest
+        probe = await self._aside(self._load, file)
         async with self._alone():
-            wanted = [
-                *self._now(),
-                Wanted(manifest.name, str(file), manifest.threshold, manifest.default_action),
-            ]
-            await self._become(wanted, add=[(str(file), manifest.tensors_sha256)], given={str(file): probe})
+            await self._become([*self._now(), wanted(probe, file)], {str(file): probe})
 
     async def detach(self, name: str) -> None:
-        """Detaches a probe. Raises ``UnknownProbe``."""
+        """Detaches a probe. Raises ``UnknownProbe`` or ``AttachError``."""
         async with self._alone():
-            self._known(name)
-            await self._become([one for one in self._now() if one.name != name], add=[], given={})
+            self._attached(name)
+            await self._become([one for one in self._now() if one.name != name], {})
 
     async def change(self, name: str, threshold: float | None, action: str | None) -> None:
-        """Sets what is given; the taps know neither. Raises ``UnknownProbe`` or ``ConfigurationError``."""
+        """Sets what is given. Raises ``UnknownProbe``, ``ConfigurationError`` or ``AttachError``."""
         if threshold is not None and not math.isfinite(threshold):
             raise ConfigurationError(f"threshold {threshold} is not finite; give a number")
         check_action(name, action)
         async with self._alone():
-            self._known(name)
-            wanted = [
-                self._changed(one, threshold, action) if one.name == name else one for one in self._now()
-            ]
-            await self._tell(wanted, bank_of(self._engines.first.bank, wanted, {}))
-            changed = [(one.name, one.threshold, one.action) for one in wanted if one.name == name]
-            await self._all("probewatch_restate", changed)
+            changed = _changed(self._attached(name), threshold, action)
+            await self._become([changed if one.name == name else one for one in self._now()], {})
 
-    async def accept(self, wanted: Sequence[dict[str, Any]]) -> dict[str, int]:
-        """Another API server's change, as ``Wanted`` objects; returns the epoch this one is in now."""
-        desired = [Wanted(**one) for one in wanted]
-        given = {one.file: await asyncio.to_thread(load, Path(one.file)) for one in desired if one.file}
-        bank = bank_of(self._engines.first.bank, desired, given)
-        self._engines.adopt(bank)
-        return {"epoch": bank.epoch}
+    async def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Another API server's part of a change: ``become`` (``Wanted`` objects, and the epoch), ``undo`` (the epoch to
+        go back to) or ``trouble`` (what the status page tells from now on); returns the epoch this one is in now."""
+        if "become" in question:
+            desired = [Wanted(**one) for one in question["become"]]
+            added = await self._aside(load_added, desired)
+            epoch = int(question["epoch"])
+            self._latest = max(self._latest, epoch)
+            self._engines.adopt(bank_of(self._engines.first.bank, desired, epoch, added))
+        elif "undo" in question:
+            self._engines.go_back(int(question["undo"]))
+        else:
+            self.trouble = question["trouble"]
+        return {"epoch": self._engines.first.bank.epoch}
+
+    async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._background, work, *arguments)
 
     def _load(self, file: Path) -> Probe:
         try:
@@ -112,75 +113,78 @@ class Control:
         return probe
 
     def _now(self) -> list[Wanted]:
-        manifests = [seat.probe.manifest for seat in self._engines.first.bank.seats]
-        return [Wanted(m.name, None, m.threshold, m.default_action) for m in manifests]
+        return [wanted(seat.probe) for seat in self._engines.first.bank.seats]
 
-    def _known(self, name: str) -> None:
-        names = [one.name for one in self._now()]
-        if name not in names:
-            raise UnknownProbe(f"no probe {name!r} is attached; attached are {', '.join(names) or 'none'}")
+    def _attached(self, name: str) -> Probe:
+        probes = {seat.probe.manifest.name: seat.probe for seat in self._engines.first.bank.seats}
+        if name not in probes:
+            raise UnknownProbe(f"no probe {name!r} is attached; attached are {', '.join(probes) or 'none'}")
+        return probes[name]
 
-    def _changed(self, one: Wanted, threshold: float | None, action: str | None) -> Wanted:
-        found = replace(
-            one,
-            threshold=one.threshold if threshold is None else threshold,
-            action=one.action if action is None else action,
-        )
-        if found.threshold is None and found.action != "observe":
-            raise ConfigurationError(
-                f"probe {one.name!r} has no threshold, so it cannot {found.action}; set threshold= as well"
-            )
-        return found
-
-    async def _become(
-        self, wanted: list[Wanted], add: list[tuple[str, str]], given: dict[str, Probe]
-    ) -> None:
+    async def _become(self, desired: list[Wanted], added: dict[str, Probe]) -> None:
+        if self._peers is not None:
+            self._peers.check_complete()
         before = self._engines.first.bank
-        bank = bank_of(before, wanted, given)
-        epoch = bank.epoch
-        keep = [one.name for one in wanted if one.file is None]
+        # Never twice: messages of a change that was undone may still be under way.
+        epoch = self._latest = max(self._latest, before.epoch) + 1
+        bank = bank_of(before, desired, epoch, added)
+        told = [asdict(one) for one in desired]
         try:
-            await self._all("probewatch_prepare", keep, add, epoch)
+            await self._all("probewatch_prepare", told, epoch)
             async with asyncio.timeout(PREPARE_SECONDS):
-                while not await self._all("probewatch_prepared"):
+                while not all(answer["ready"] for answer in await self._all("probewatch_prepared")):
                     await asyncio.sleep(POLL_SECONDS)
-            await self._tell(wanted, bank)
-            await self._all("probewatch_commit", epoch)
+            await self._ask({"become": told, "epoch": epoch}, bank.epoch)
+            self._engines.adopt(bank)
+            tested = [answer["result"] for answer in await self._all("probewatch_commit", epoch)]
         except TimeoutError:
-            await self._undo(before)
+            await self._undo(before, epoch)
             raise AttachError(
                 f"the workers were not ready after {PREPARE_SECONDS:g} s; attach again"
             ) from None
-        except Exception:
-            await self._undo(before)
+        except BaseException:  # a request that is cancelled too: nothing may stay half done
+            await self._undo(before, epoch)
             raise
+        self._engines.tested({name: max(found[name] for found in tested) for name in tested[0]})
+        if self.trouble is not None:  # all processes are in one epoch again
+            await self._tell_trouble(None)
 
-    async def _undo(self, before: ProbeBank) -> None:
-        await self._rpc("probewatch_discard", ())
+    async def _undo(self, before: ProbeBank, epoch: int) -> None:
+        """Takes change ``epoch`` back everywhere; what cannot go back is told on the status page."""
         self._engines.adopt(before)
-        if self._peers is not None:
-            await self._peers.ask({"undo": before.epoch})
+        results = await asyncio.gather(
+            self._all("probewatch_undo", epoch),
+            self._ask({"undo": before.epoch}, before.epoch),
+            return_exceptions=True,
+        )
+        faults = "; ".join(str(result) for result in results if isinstance(result, BaseException))
+        if faults:
+            trouble = f"a change of probes failed and is not undone everywhere ({faults}); restart the server"
+            logger.error("probewatch: %s", trouble)
+            await self._tell_trouble(trouble)
 
-    async def _all(self, method: str, *arguments: Any) -> bool:
-        """Whether every worker is ready. Raises ``AttachError`` with the first error of any of them."""
-        answers = await self._rpc(method, arguments)
+    async def _tell_trouble(self, trouble: str | None) -> None:
+        self.trouble = trouble
+        if self._peers is not None:
+            await self._peers.ask({"trouble": trouble})
+
+    async def _all(self, method: str, *arguments: Any) -> list[dict[str, Any]]:
+        """The answers of every worker. Raises ``AttachError`` with the first error of any of them."""
+        try:
+            answers = await self._rpc(method, arguments)
+        except Exception as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise AttachError(f"the workers cannot be asked ({what}); see the engine's log") from error
         errors = [str(answer["error"]) for answer in answers if answer["error"]]
         if errors:
             raise AttachError(f"a worker refused the change: {' '.join(errors[0].split())[:300]}")
-        return all(answer["ready"] for answer in answers)
+        return answers
 
-    async def undo(self, epoch: int) -> dict[str, int]:
-        """Another API server's change came to nothing: back to what was."""
-        self._engines.go_back(epoch)
-        return {"epoch": self._engines.first.bank.epoch}
-
-    async def _tell(self, wanted: list[Wanted], bank: ProbeBank) -> None:
-        if self._peers is not None:
-            question = {"become": [one.__dict__ for one in wanted]}
-            answers = await self._peers.ask(question, strict=True)
-            if any(answer != {"epoch": bank.epoch} for answer in answers):
-                raise ServerError("the API servers disagree about the attached probes; restart the server")
-        self._engines.adopt(bank)
+    async def _ask(self, question: dict[str, Any], epoch: int) -> None:
+        """Asks the other API servers, which must be in ``epoch`` then. Raises ``ServerError``."""
+        answers = [] if self._peers is None else await self._peers.ask(question, strict=True)
+        if any(answer != {"epoch": epoch} for answer in answers):
+            raise ServerError("the API servers disagree about the attached probes; restart the server")
 
     def _alone(self) -> Any:
         return self._lock if self._peers is None else self._peers.alone()
@@ -203,22 +207,18 @@ def inside(folder: Path | None, relative: str) -> Path:
 
 
 def check_action(name: str, action: str | None) -> None:
-    """Raises ``ConfigurationError`` for an action that this version cannot carry out."""
-    if action is not None and action not in AVAILABLE_ACTIONS:
+    """Raises ``ConfigurationError`` for what is no action. The workers know which vectors there are."""
+    if action is not None and not ACTION.fullmatch(action):
         raise ConfigurationError(
-            f"probe {name!r}: action {action!r} cannot be carried out; use {' or '.join(AVAILABLE_ACTIONS)}"
+            f"probe {name!r}: {action[:64]!r} is no action; use observe, alert, stop or steer:VECTOR[:SCALE]"
         )
 
 
-def bank_of(before: ProbeBank, wanted: Sequence[Wanted], given: dict[str, Probe]) -> ProbeBank:
-    """What sequences are judged by once the desired set is in force. ``given``: loaded probes by file."""
-    attached = {seat.probe.manifest.name: seat.probe for seat in before.seats}
-    probes = []
-    for one in wanted:
-        probe = attached[one.name] if one.file is None else given[one.file]
-        changes = {"threshold": one.threshold, "default_action": one.action}
-        probes.append(replace(probe, manifest=probe.manifest.model_copy(update=changes)))
-    same = [one.name for one in wanted if one.file is None] == list(attached) and not any(
-        one.file for one in wanted
-    )
-    return before.restated(probes) if same else before.follow(probes)
+def _changed(probe: Probe, threshold: float | None, action: str | None) -> Wanted:
+    changes: dict[str, Any] = {"threshold": threshold, "default_action": action}
+    found = wanted(probe, **{key: value for key, value in changes.items() if value is not None})
+    if found.threshold is None and found.action != "observe":
+        raise ConfigurationError(
+            f"probe {found.name!r} has no threshold, so it cannot {found.action}; set threshold= as well"
+        )
+    return found

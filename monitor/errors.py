@@ -26,5 +26,13 @@ class CompatibilityError(AttachError):
     """This vLLM lacks something the monitor builds on, or runs in an unsupported mode."""
 
 
+class EvidenceError(MonitorError):
+    """The evidence file cannot be opened, written or read."""
+
+
 class ServerError(MonitorError):
     """A running server cannot be reached, refuses, or answers something else than expected."""
+
+
+class RequestError(MonitorError, ValueError):
+    """A request asks for something that does not exist; the client gets HTTP 400."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,25 @@ class StepView:
 
 
 @dataclass(frozen=True, slots=True)
+class StepRows:
+    """The rows of a step before its forward pass: ``R`` requests in row order."""
+
+    request_ids: Sequence[str]
+    """[R]"""
+    query_start_loc: IntArray
+    """[R + 1]"""
+    first_position: IntArray
+    """[R]"""
+    prompt_tokens: IntArray
+    """[R]"""
+
+    @property
+    def rows(self) -> int:
+        """T, the number of real rows."""
+        return int(self.query_start_loc[-1])
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """A probe ends a sequence."""
 
@@ -74,6 +93,11 @@ class StepScores:
     """Of the ``ProbeBank`` that laid out the states."""
     stops: tuple[Stop, ...] = ()
     """What the scheduler is to end; it travels no further."""
+    gated: tuple[tuple[int, int, int], ...] = ()
+    """(row of the request, position of its first token that may be steered, KV block of that token or -1 where it comes
+    later) of gates that opened; as ``stops``."""
+    steered: Mapping[str, int] = field(default_factory=dict)
+    """Rows that each vector has touched since the last step that was delivered."""
 
     def with_errors(self, errors: int) -> StepScores:
         """The same scores, telling of ``errors``."""

@@ -12,7 +12,9 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from monitor.arguments import EXPOSE, PREFIX, ours
 from monitor.config import Settings
+from monitor.errors import RequestError
 from monitor.records import RecentRecords, reply
 
 Message = MutableMapping[str, Any]
@@ -24,32 +26,23 @@ logger = logging.getLogger("probewatch")
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 LEVELS = ("none", "verdict", "scores")
-PREFIX = "probewatch_"
 _END = b"data: [DONE]"
-
-
-class Unacceptable(ValueError):
-    """A request asks for something that does not exist; the message says what does."""
 
 
 def wished_level(body: bytes, ceiling: str) -> str:
     """What the reply may tell: the request's ``probewatch_expose``, at most ``ceiling``; ``ceiling`` if it has no wish.
 
-    Raises ``Unacceptable`` for an unknown argument or value of ours.
+    Raises ``RequestError`` for an unknown argument or value of ours.
     """
     if PREFIX.encode() not in body:
         return ceiling
     try:
-        arguments = json.loads(body).get("vllm_xargs") or {}
-        ours = {name: value for name, value in arguments.items() if name.startswith(PREFIX)}
-    except (ValueError, AttributeError, RecursionError):
+        arguments = dict(json.loads(body).get("vllm_xargs") or {})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return ceiling  # no JSON object: vLLM will say so itself
-    for name in ours:
-        if name != PREFIX + "expose":
-            raise Unacceptable(f"vllm_xargs: {name} is not known; known: {PREFIX}expose")
-    wish = ours.get(PREFIX + "expose", ceiling)
+    wish = ours(arguments).get(EXPOSE, ceiling)
     if wish not in LEVELS:
-        raise Unacceptable(f"vllm_xargs: {PREFIX}expose={wish!r} is not known; use {', '.join(LEVELS)}")
+        raise RequestError(f"vllm_xargs: {EXPOSE}={str(wish)[:40]!r} is not known; use {', '.join(LEVELS)}")
     return str(min(wish, ceiling, key=LEVELS.index))
 
 
@@ -90,7 +83,7 @@ class Exposure:
         body, again = await _whole(receive)
         try:
             level = wished_level(body, settings.expose)
-        except Unacceptable as error:
+        except RequestError as error:
             await _reject(send, str(error))
             return
         if level == "none":

@@ -85,6 +85,7 @@ class Frontend:
         for seat, content in zip(self.bank.seats, self.bank.contents, strict=True):
             if content not in stays:
                 self.metrics.retire_probe(seat.probe)
+                del self._drift[content]
         self._announce(bank)
         self._banks[bank.epoch] = self.bank = bank
         for epoch in sorted(self._banks)[:-REMEMBERED_EPOCHS]:
@@ -256,7 +257,8 @@ class Frontend:
             if quantiles is not None and manifest.threshold is not None and quantiles.iqr > 0:
                 margin = (verdict.score - manifest.threshold) / quantiles.iqr
                 self.metrics.observe("probewatch_request_margin", name, value=margin)
-            drift = self._drift[name, manifest.tensors_sha256].add(verdict.score)
+            followed = self._drift.get((name, manifest.tensors_sha256))  # None: detached meanwhile
+            drift = None if followed is None else followed.add(verdict.score)
             if drift is not None:
                 self.metrics.set("probewatch_score_drift", name, to=drift)
 
@@ -264,12 +266,16 @@ class Frontend:
         """A probe has ended a sequence."""
         self.metrics.inc("probewatch_stopped_requests_total", name)
 
-    def counts(self) -> tuple[float, dict[str, float]]:
-        """Seen tokens, and scored ones of each probe, since the start."""
+    def counts(self) -> dict[str, tuple[float, float]]:
+        """Tokens with and without a score of each attached probe."""
         total = self.metrics.total
         names = [seat.probe.manifest.name for seat in self.bank.seats]
-        return total("probewatch_tokens_seen_total"), {
-            name: total("probewatch_tokens_scored_total", name) for name in names
+        return {
+            name: (
+                total("probewatch_tokens_scored_total", name),
+                total("probewatch_tokens_unscored_total", name),
+            )
+            for name in names
         }
 
     def follow(self, other: Frontend) -> None:

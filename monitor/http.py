@@ -14,14 +14,19 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitor import __version__
+from monitor.alert_feed import AlertFeed
+from monitor.alert_routes import add_alert_routes
+from monitor.alerts import AlertQuery, AlertSource, MemoryAlerts
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.control import Control, UnknownProbe
 from monitor.engines import Engines
-from monitor.errors import AttachError, ConfigurationError, ServerError
+from monitor.errors import AttachError, ConfigurationError, EvidenceError, ServerError
+from monitor.evidence import EvidenceStore, open_store
+from monitor.evidence_rows import Text
 from monitor.peers import Peers
 from monitor.records import headline, of_response
-from monitor.verdict import worst
+from monitor.verdict import FLAGGED, worst
 
 
 @dataclass
@@ -37,6 +42,29 @@ class HttpState:
     """The other API servers, where there are several."""
     control: Control | None = None
     """None where nothing can be attached."""
+    alerts: AlertSource = field(default_factory=MemoryAlerts)
+    """Where ``/alerts`` and ``/events`` read."""
+    evidence: EvidenceStore | None = None
+    """None where nothing is kept on disk."""
+    closing: Callable[[], bool] = lambda: False
+    """Whether the server is about to stop: then open streams end."""
+
+    def keep_evidence(self, port: int) -> None:
+        """From now on every verdict goes where the settings say. Raises ``EvidenceError``."""
+        text = Text(self.decode, self.token_text)
+        self.evidence = open_store(self.settings, self.engines.first.model_name, port, text)
+        if self.evidence is not None:
+            self.alerts = self.evidence
+            self.engines.listen(self.evidence.listener)
+        else:
+            memory = MemoryAlerts(None if self.peers is None else self.peers.ask)
+            self.alerts = memory
+            self.engines.listen(lambda frontend: memory.add)
+
+    @functools.cached_property
+    def feed(self) -> AlertFeed:
+        """What the event streams of this process share."""
+        return AlertFeed(self.alerts, self.closing)
 
     @functools.cached_property
     def token_text(self) -> Callable[[int], str]:
@@ -51,9 +79,9 @@ class HttpState:
         return text
 
 
-def make_router(state: Callable[[], HttpState]) -> APIRouter:
-    """All routes; ``state`` is asked at every request."""
-    router = APIRouter(prefix="/v1/probewatch", tags=["probewatch"])
+def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRouter:
+    """All routes; ``state`` is asked at every request. ``lifespan``: what begins and ends with the server."""
+    router = APIRouter(prefix="/v1/probewatch", tags=["probewatch"], lifespan=lifespan)
 
     def evidence_allowed(request: Request) -> None:
         if not state().settings.open_evidence:
@@ -92,15 +120,18 @@ def make_router(state: Callable[[], HttpState]) -> APIRouter:
     async def one(response_id: str, choice: int | None = None) -> Response:
         current = state()
         found = [a for a in await everywhere(current, {"request": response_id, "choice": choice}) if a]
+        if worst([answer["verdict"] for answer in found]) != FLAGGED:  # else nothing on disk is worse
+            found += await on_disk(current, response_id, choice, needed=not found)
         if not found:
-            raise HTTPException(
-                404,
-                f"no finished request {response_id!r} is remembered; the last {current.settings.recent_requests} are",
-            )
+            kept = f"the last {current.settings.recent_requests} are"
+            if current.evidence is not None:
+                kept += f", and on disk those of {current.settings.evidence_days} days"
+            raise HTTPException(404, f"no finished request {response_id!r} is remembered; {kept}")
         severest = worst([answer["verdict"] for answer in found])
         chosen = next(answer for answer in found if answer["verdict"] == severest)
         return Response(json.dumps(chosen), media_type="application/json")
 
+    add_alert_routes(router, evidence_allowed, lambda: state().alerts, lambda: state().feed)
     return router
 
 
@@ -153,15 +184,33 @@ async def everywhere(state: HttpState, question: dict[str, Any]) -> list[Any]:
     return [own, *(await state.peers.ask(question) if state.peers is not None else [])]
 
 
+async def on_disk(
+    state: HttpState, response_id: str, choice: int | None, needed: bool
+) -> list[dict[str, Any]]:
+    """The response as the evidence file has it, if it has it. Raises 503 if it is ``needed`` and cannot be read."""
+    if state.evidence is None:
+        return []
+    try:
+        found = await state.evidence.response(response_id, choice)
+    except EvidenceError as error:
+        if needed:
+            raise HTTPException(503, str(error)) from error
+        return []
+    return [] if found is None else [found]
+
+
 async def answer(state: HttpState, question: dict[str, Any]) -> Any:
     """What this API server knows: ``{"newest": n}`` or ``{"request": id, "choice": i or null}`` (None: unknown).
 
-    Or what it does: ``{"become": [...]}``, see ``Control.accept``.
+    Or ``{"alerts": AlertQuery}``, where they are kept in memory. Or its part of a change, see ``Control.answer``.
     """
-    if "become" in question and state.control is not None:
-        return await state.control.accept(question["become"])
-    if "undo" in question and state.control is not None:
-        return await state.control.undo(int(question["undo"]))
+    if question.keys() & {"become", "undo", "trouble"}:
+        if state.control is None:
+            raise ServerError("it serves unmonitored; restart the server")
+        return await state.control.answer(question)
+    if "alerts" in question:
+        memory = state.alerts
+        return memory.own(AlertQuery(**question["alerts"])) if isinstance(memory, MemoryAlerts) else []
     recent = state.engines.recent
     if "newest" in question:
         return [headline(record) for record in recent.newest(int(question["newest"]))]
@@ -186,7 +235,9 @@ def describe(state: HttpState) -> dict[str, Any]:
         },
         "probes": describe_probes(engines),
         "coverage": engines.coverage(),
-        "last_error": engines.last_error or state.facts.get("last_error"),
+        "last_error": (state.control.trouble if state.control is not None else None)
+        or engines.last_error
+        or state.facts.get("last_error"),
     }
 
 

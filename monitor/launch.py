@@ -16,7 +16,6 @@ from monitor.errors import AttachError, ConfigurationError
 from monitor.refusal import REFUSAL_FILE, REQUIRE_ENDPOINT
 
 _REFUSED_OPTIONS = {
-    "--vector": "steering is not available yet; --probe attaches a vector as a scorer",
     "--grpc": "the gRPC server has no /metrics and no routes of ours; serve over HTTP",
 }
 _PLUGIN_GROUPS = (
@@ -32,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="model folder or name, as for `vllm serve`; before all options")
     parser.add_argument("--probe", action="append", default=[], metavar="FILE", help="artifact that scores")
     parser.add_argument(
+        "--vector", action="append", default=[], metavar="FILE", help="vector to steer with, by its name"
+    )
+    parser.add_argument(
         "--tap-layers", default="", metavar="L,...", help="0-based blocks to tap besides the probes'"
     )
 
@@ -41,11 +43,11 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     for option, reason in _REFUSED_OPTIONS.items():
         if any(given.split("=")[0] == option for given in vllm_options):
             raise ConfigurationError(f"{option}: {reason}")
-    os.environ.update(environment(args.probe, args.tap_layers, os.environ))
+    os.environ.update(environment(args.probe, args.vector, args.tap_layers, os.environ))
     settings = load_settings()
     try:
         plan = make_plan(settings)
-        if plan.probes and Path(args.model).is_dir():
+        if (plan.probes or plan.vectors) and Path(args.model).is_dir():
             check_model(plan, Path(args.model))
     except AttachError:
         if settings.on_attach_failure == "refuse":
@@ -62,18 +64,21 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     os.execv(sys.executable, command)
 
 
-def environment(probes: Sequence[str], tap_layers: str, environ: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    probes: Sequence[str], vectors: Sequence[str], tap_layers: str, environ: Mapping[str, str]
+) -> dict[str, str]:
     """What ``vllm serve`` must find in its environment. Raises ``ConfigurationError`` for a path with a comma."""
     found = {REQUIRE_ENDPOINT: "1", "VLLM_PLUGINS": plugin_names(environ.get("VLLM_PLUGINS"))}
-    for path in probes:
+    for path in (*probes, *vectors):
         if "," in path:
-            raise ConfigurationError(
-                f"--probe {path!r}: the path holds a comma, which separates paths; rename it"
-            )
-    if probes:
-        configured = load_settings().probes  # from the environment or the YAML file: added to, not replaced
-        given = [*configured, *map(Path, probes)]
-        found["PROBEWATCH_PROBES"] = ",".join(str(path.absolute()) for path in given)
+            raise ConfigurationError(f"{path!r}: the path holds a comma, which separates paths; rename it")
+    for name, given in (("probes", probes), ("vectors", vectors)):
+        if given:
+            configured = getattr(
+                load_settings(), name
+            )  # from environment or YAML file: added to, not replaced
+            paths = [*configured, *map(Path, given)]
+            found[f"PROBEWATCH_{name.upper()}"] = ",".join(str(path.absolute()) for path in paths)
     if tap_layers:
         found["PROBEWATCH_TAP_LAYERS"] = tap_layers
     return found

@@ -7,6 +7,7 @@ from ``increase()``.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from probes import Probe
 Collector = Counter | Gauge | Histogram
 
 PHASES = ("prompt", "generation")
+PROBE_GAUGES = (
+    "probewatch_threshold",
+    "probewatch_nominal_fpr",
+    "probewatch_score_drift",
+    "probewatch_selftest_error",
+)
+"""Of an attached probe, besides ``probewatch_probe_info``."""
 ERROR_STAGES = ("worker", "frontend")
 MARGIN_BOUNDS = (-16.0, -8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 OVERHEAD_BOUNDS = (25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 25.6e-3, 0.1)
@@ -72,10 +80,7 @@ CATALOGUE: dict[str, Metric] = {
         "gauge", "PSI of recent scores against the benign quantiles.", ("probe",)
     ),
     "probewatch_selftest_error": Metric(
-        "gauge",
-        "Largest absolute difference from the golden scores at attach.",
-        ("probe",),
-        multiprocess="max",
+        "gauge", "Largest absolute difference from the golden scores at attach.", ("probe",)
     ),
     "probewatch_last_scored_timestamp_seconds": Metric(
         "gauge", "When a token was last scored (Unix time).", multiprocess="max"
@@ -183,8 +188,20 @@ class Metrics:
                 self.child("probewatch_tokens_unscored_total", name, phase, reason.label)
 
     def retire_probe(self, probe: Probe) -> None:
-        """After a detach: the probe is known not to be there. Its counters stay."""
+        """After a detach: the probe is known not to be there. Its counters stay, its gauges would tell what was."""
         self.set("probewatch_probe_info", *probe_labels(probe), to=0)
+        for name in PROBE_GAUGES:
+            self.forget(name, probe.manifest.name)
+
+    def forget(self, name: str, *labels: str) -> None:
+        """Takes a gauge from the page. prometheus_client cannot where several processes share it: there it is NaN."""
+        if (name, *labels) not in self._children:
+            return
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.set(name, *labels, to=math.nan)
+        else:
+            del self._children[name, *labels]
+            self._metrics[name].remove(*self._base, *labels)
 
 
 def probe_labels(probe: Probe) -> Sequence[str]:

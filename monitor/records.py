@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from monitor.bank import ProbeBank
 from monitor.events import FloatArray, ProbeVerdict
-from monitor.unscored import Reason, reasons
+from monitor.unscored import Reason, marked, reasons
 from monitor.verdict import worst
 from probes.masks import mask
 
@@ -93,56 +93,77 @@ def headline(record: Record) -> dict[str, Any]:
 
 def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
     """Everything about one sequence, with an entry for every position that vLLM accepted."""
+    if record.token_ids is None:
+        ids: list[int | None] = [None] * (len(record.states) + 1)
+    else:
+        ids = record.token_ids.tolist()
+    texts = [None if token is None else text_of(token) for token in ids]
     shown = summary(record)
-    for seat in record.bank.seats:
-        shown["probes"][seat.probe.manifest.name]["tokens"] = list(
-            _tokens(record, seat.probe, record.states[:, seat.states], text_of)
-        )
+    for name, tokens in probe_tokens(record).items():
+        shown["probes"][name]["tokens"] = list(show_tokens(tokens, record.prompt_tokens, ids, texts))
     return {"id": record.response_id, "model": record.model, "choice": record.choice, **shown}
 
 
 def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:
     """A whole response in detail; with several sequences the top level is the worst and ``choices`` lists them."""
-    return _with_choices(records, lambda record: detail(record, text_of))
+    return with_choices([detail(one, text_of) for one in records], [one.choice for one in records])
 
 
 def reply(records: list[Record]) -> dict[str, Any]:
     """A whole response as a client sees it: ``summary``, with ``choices`` where there are several sequences."""
-    return _with_choices(records, summary)
+    return with_choices([summary(record) for record in records], [record.choice for record in records])
 
 
-def _with_choices(records: list[Record], show: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
-    shown = [show(record) for record in records]
-    if len(records) == 1:
+def with_choices(shown: list[dict[str, Any]], choices: list[int]) -> dict[str, Any]:
+    """The sequences of one response as one object: the worst on top, beside it ``choices`` where there are several."""
+    if len(shown) == 1:
         return shown[0]
-    severest = worst([record.verdict for record in records])
-    top = next(one for record, one in zip(records, shown, strict=True) if record.verdict == severest)
-    choices = [
-        {"index": record.choice, **{key: one[key] for key in ("verdict", "probes", "coverage")}}
-        for record, one in zip(records, shown, strict=True)
+    severest = worst([one["verdict"] for one in shown])
+    top = next(one for one in shown if one["verdict"] == severest)
+    listed = [
+        {"index": choice, **{key: one[key] for key in ("verdict", "probes", "coverage")}}
+        for choice, one in zip(choices, shown, strict=True)
     ]
-    return {**top, "choices": choices}
+    return {**top, "choices": listed}
 
 
-def _tokens(record: Record, probe: Any, states: FloatArray, text_of: TokenText) -> Iterator[dict[str, Any]]:
-    scores = probe.token_scores(torch.from_numpy(np.array(states))).numpy()
-    why = reasons(states).max(axis=1) if states.shape[1] else np.empty(len(states), np.int64)
-    inside = mask(np.arange(len(states)), record.prompt_tokens, probe.manifest.token_mask)
-    total = len(record.token_ids) if record.token_ids is not None else len(states) + 1
-    for position in range(total):
-        token = int(record.token_ids[position]) if record.token_ids is not None else None
-        fed = position < len(states)
-        missing = (
-            None if fed and why[position] < 0 else (Reason(int(why[position])).label if fed else "not_fed")
-        )
+@dataclass(frozen=True, slots=True)
+class ProbeTokens:
+    """What one probe says about the fed tokens of a sequence."""
+
+    scores: FloatArray
+    """[T] NaN where there is none, and the NaN says why (``monitor.unscored``)"""
+    inside: npt.NDArray[np.bool_]
+    """[T] whether the token counts for the aggregation"""
+
+
+def probe_tokens(record: Record) -> dict[str, ProbeTokens]:
+    """By name, in the order of ``summary``."""
+    found = {}
+    for seat in record.bank.seats:
+        states, manifest = record.states[:, seat.states], seat.probe.manifest
+        scores = seat.probe.token_scores(torch.from_numpy(np.array(states))).numpy().astype(np.float32)
+        inside = mask(np.arange(len(states)), record.prompt_tokens, manifest.token_mask)
+        found[manifest.name] = ProbeTokens(marked(scores, reasons(states).max(axis=1, initial=-1)), inside)
+    return found
+
+
+def show_tokens(
+    tokens: ProbeTokens, prompt_tokens: int, ids: Sequence[int | None], texts: Sequence[str | None]
+) -> Iterator[dict[str, Any]]:
+    """An entry for each of ``ids`` and ``texts``, the unfed ones at the end included."""
+    why = reasons(tokens.scores)
+    for position, (token_id, text) in enumerate(zip(ids, texts, strict=True)):
+        fed = position < len(why)
+        reason = "not_fed" if not fed else Reason(int(why[position])).label if why[position] >= 0 else None
         yield {
             "position": position,
-            "token_id": token,
-            "token": text_of(token) if token is not None else None,
-            "phase": "prompt" if position < record.prompt_tokens else "generation",
-            "score": float(scores[position]) if missing is None else None,
-            "reason": missing,
-            "masked": not bool(inside[position]) if fed else True,
+            "token_id": token_id,
+            "token": text,
+            "phase": "prompt" if position < prompt_tokens else "generation",
+            "score": float(tokens.scores[position]) if reason is None else None,
+            "reason": reason,
+            "masked": not bool(tokens.inside[position]) if fed else True,
         }
 
 
@@ -175,9 +196,9 @@ class RecentRecords:
         """Remembers a sequence; the sequences of one response are kept together, by choice."""
         choices = self._response_of(record)
         if record.choice in choices:
-            self._bytes -= _weight(choices[record.choice])
+            self._bytes -= weight(choices[record.choice])
         choices[record.choice] = record
-        self._bytes += _weight(record)
+        self._bytes += weight(record)
         while len(self._responses) > self._limit or (
             self._bytes > self._limit_bytes and len(self._responses) > KEPT_ALWAYS
         ):
@@ -199,7 +220,7 @@ class RecentRecords:
 
     def _drop_oldest(self) -> None:
         serial, choices = self._responses.popitem(last=False)
-        self._bytes -= sum(map(_weight, choices.values()))
+        self._bytes -= sum(map(weight, choices.values()))
         response_id = next(iter(choices.values())).response_id
         self._serials[response_id].remove(serial)
         if not self._serials[response_id]:
@@ -232,6 +253,7 @@ class RecentRecords:
         return len(self._responses)
 
 
-def _weight(record: Record) -> int:
+def weight(record: Record) -> int:
+    """About how many bytes a record takes in memory."""
     ids = 0 if record.token_ids is None else record.token_ids.nbytes
     return record.states.nbytes + ids + 2048  # objects and strings around them, roughly

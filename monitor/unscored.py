@@ -43,6 +43,14 @@ def fill(array: FloatArray, reason: Reason) -> None:
     array.view(np.uint32)[...] = _QUIET_NAN | int(reason)
 
 
+def marked(scores: FloatArray, why: npt.NDArray[np.int64]) -> FloatArray:
+    """A copy of ``scores [T]`` that holds the NaN of its reason wherever ``why [T]`` is not -1."""
+    found = np.array(scores, np.float32)
+    bad = why >= 0
+    found.view(np.uint32)[bad] = _QUIET_NAN | why[bad].astype(np.uint32)
+    return found
+
+
 def explain(states: FloatArray, projections: FloatArray) -> None:
     """Gives every state that is not finite its reason, in place.
 

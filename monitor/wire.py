@@ -11,7 +11,7 @@ from monitor.events import FloatArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
-VERSION = 2
+VERSION = 3
 
 
 def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
@@ -34,12 +34,13 @@ def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
         "host_seconds": step.host_seconds,
         "errors": step.errors,
         "epoch": step.epoch,
+        "steered": dict(step.steered),
     }
 
 
 def without_totals(message: dict[str, Any]) -> dict[str, Any]:
     """For the further messages of a step: what belongs to the whole step is counted once."""
-    return {**message, "host_seconds": None, "errors": 0}
+    return {**message, "host_seconds": None, "errors": 0, "steered": {}}
 
 
 def unpack(message: dict[str, Any]) -> StepScores:
@@ -61,6 +62,7 @@ def unpack(message: dict[str, Any]) -> StepScores:
         None if seconds is None else float(seconds),
         int(message["errors"]),
         int(message["epoch"]),
+        steered=message["steered"],
     )
 
 

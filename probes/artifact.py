@@ -39,6 +39,9 @@ METADATA_KEY: Final = "probewatch"
 MAX_FILE_BYTES: Final = 256 * 2**20
 MAX_HEADER_BYTES: Final = 2 * 2**20
 MAX_TENSORS: Final = 64
+MAX_NAME: Final = 64
+"""Characters in the name of a tensor."""
+MAX_DIMENSIONS: Final = 8
 
 _UNSAFE: Final[Mapping[bytes, str]] = {
     b"PK\x03\x04": "a zip archive (torch.save or npz)",
@@ -129,18 +132,26 @@ def split_golden(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tens
 
 def _read_bounded(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError("not a regular file; give the path of a .safetensors artifact")
-        if status.st_size > MAX_FILE_BYTES:
-            raise OversizedArtifact(
-                f"{status.st_size} bytes, the limit is {MAX_FILE_BYTES}; this is no probe artifact"
-            )
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
+        _check_status(path.stat())  # before it is opened: devices may act on that
+        with open(path, "rb", opener=_open_at_once) as file:
+            _check_status(os.fstat(file.fileno()))  # it may be another one by now
+            return file.read(MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ArtifactError(f"cannot be read ({reason or _one_line(error)}); check the path") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
+
+
+def _check_status(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError("not a regular file; give the path of a .safetensors artifact")
+    if status.st_size > MAX_FILE_BYTES:
+        raise OversizedArtifact(
+            f"{status.st_size} bytes, the limit is {MAX_FILE_BYTES}; this is no probe artifact"
+        )
 
 
 def _header(data: bytes) -> dict[str, object]:
@@ -195,9 +206,19 @@ def _check_entries(entries: Mapping[str, object]) -> None:
             f"{len(entries)} tensors, the limit is {MAX_TENSORS}; this is no probe artifact"
         )
     for name, entry in entries.items():
+        if len(name) > MAX_NAME:
+            raise TensorInvalid(
+                f"tensor {name[:16]!r}... has a name of {len(name)} characters, the limit is {MAX_NAME}; rename it"
+            )
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if dtype != "F32":
-            raise TensorInvalid(f"tensor {name[:64]!r} has dtype {str(dtype)[:16]}; store it as F32")
+            shown = repr(dtype[:16]) if isinstance(dtype, str) else type(dtype).__name__
+            raise TensorInvalid(f"tensor {name!r} has dtype {shown}; store it as F32")
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+            raise TensorInvalid(
+                f"tensor {name!r} has {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}; fetch the file again"
+            )
 
 
 def _check_tensors(manifest: ProbeManifest, tensors: Mapping[str, Tensor]) -> None:

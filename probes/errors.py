@@ -28,6 +28,11 @@ Each message is one line: what, the value found, the remedy.
 class ProbeError(Exception):
     """Base of all errors of the probe library."""
 
+    def __str__(self) -> str:
+        # A message may quote a path or a name from a file: it stays one line and cannot drive a terminal.
+        text = super().__str__()
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class ArtifactError(ProbeError):
     """The file is not a usable probe artifact."""

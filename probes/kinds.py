@@ -133,7 +133,8 @@ def golden(kind: Kind, tensors: Tensors, inputs: Tensor) -> dict[str, Tensor]:
 def check_shapes(kind: Kind, tensors: Tensors, n_layers: int, d_model: int) -> None:
     """Raise `TensorInvalid` unless `tensors` are exactly those of `kind`, float32 and of its shapes."""
     if set(tensors) != set(kind.shapes):
-        raise TensorInvalid(f"tensors {sorted(tensors)} found; this kind needs exactly {sorted(kind.shapes)}")
+        names = str(sorted(tensors))[:300]
+        raise TensorInvalid(f"tensors {names} found; this kind needs exactly {sorted(kind.shapes)}")
     sizes: dict[int | str, int] = {"L": n_layers, "d": d_model}
     for name, shape in kind.shapes.items():
         tensor = tensors[name]

@@ -28,7 +28,11 @@ SCHEMA_VERSION: Final = 1
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Probe and vector names: safe as a metric label, a file name and a URL segment."""
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Words for people, in one line."""
+Position = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""Of a token in its sequence, or a number of tokens: what fits an int32 anywhere."""
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in lower-case hexadecimal."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,7 +40,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scoring = Literal["logit", "projection", "cosine"]
 Statistic = Literal["final", "running_sup"]
 
-_ACTION = re.compile(r"observe|alert|stop|steer:[a-z0-9][a-z0-9._-]{0,63}")
+ACTION = re.compile(r"observe|alert|stop|steer:[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9.+-]{1,16}){0,4}")
+"""`steer:VECTOR[:SCALE][:WORD]...`, in the words of a request's `probewatch_steer`."""
 
 
 class _Record(BaseModel):
@@ -48,11 +53,11 @@ class TokenMask(_Record):
 
     prompt: Literal["none", "all", "last_k"] = "none"
     """Prompt tokens that count."""
-    last_k: Annotated[int, Field(ge=1)] | None = None
+    last_k: Annotated[Position, Field(ge=1)] | None = None
     """How many tokens at the prompt's end count; set if and only if `prompt` is `last_k`."""
     generated: bool = True
     """Whether the answer's tokens count (the last sampled one has no residual and never does)."""
-    skip_positions: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    skip_positions: Annotated[tuple[Position, ...], Field(max_length=4096)] = (0,)
     """Absolute 0-based positions that never count; position 0 is an attention sink."""
 
     @property
@@ -77,7 +82,7 @@ class Aggregation(_Record):
     method: Literal["mean", "max", "last", "ema"] = "mean"
     alpha: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Weight of the newest token in `ema`; set if and only if the method is `ema`."""
-    min_tokens: Annotated[int, Field(ge=1)] = 1
+    min_tokens: Annotated[Position, Field(ge=1)] = 1
     """In-mask tokens before a live alert may latch."""
 
     @model_validator(mode="after")
@@ -128,12 +133,12 @@ class Calibration(_Record):
     """Where the threshold comes from, and the false positives found on a second benign set."""
 
     nominal_fpr: Annotated[float, Field(gt=0.0, lt=1.0)]
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[Count, Field(ge=1)]
     """Benign conversations behind the threshold."""
     data_digest: Digest | None = None
-    realised_n: Annotated[int, Field(ge=1)] | None = None
+    realised_n: Annotated[Count, Field(ge=1)] | None = None
     """Benign conversations of the second, disjoint set."""
-    realised_false_positives: Annotated[int, Field(ge=0)] | None = None
+    realised_false_positives: Count | None = None
     realised_ci: tuple[Share, Share] | None = None
     """95% Clopper-Pearson interval of the realised false-positive rate."""
 
@@ -171,9 +176,9 @@ class TrainingData(_Record):
 
     digest: Digest
     split: Label
-    n_positive: Annotated[int, Field(ge=0)]
-    n_negative: Annotated[int, Field(ge=0)]
-    source: str = ""
+    n_positive: Count
+    n_negative: Count
+    source: Annotated[str, Field(max_length=2000, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
     """One line: where they come from."""
 
 
@@ -191,7 +196,7 @@ class ProbeManifest(_Record):
     negative_label: Label
     default_action: str
     """`observe`, `alert`, `stop` or `steer:VECTOR`."""
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=256)]
+    layers: Annotated[tuple[Position, ...], Field(min_length=1, max_length=256)]
     """0-based block indices; the residual stream AFTER that block (Hugging Face `hidden_states[b + 1]`)."""
     last_block_verified: bool = False
     """True if the activations of the model's last block were taken before its final norm."""
@@ -231,8 +236,10 @@ class ProbeManifest(_Record):
     @field_validator("default_action")
     @classmethod
     def _known_action(cls, action: str) -> str:
-        if not _ACTION.fullmatch(action):
-            raise ValueError(f"action {action!r} is unknown; give observe, alert, stop or steer:VECTOR")
+        if not ACTION.fullmatch(action):
+            raise ValueError(
+                f"action {action!r} is unknown; give observe, alert, stop or steer:VECTOR[:SCALE]"
+            )
         return action
 
     @field_validator("metrics")
@@ -286,10 +293,13 @@ def revise(manifest: ProbeManifest, **changes: object) -> ProbeManifest:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"]) or "manifest"
-    found = repr(fault["input"])
-    shown = found if len(found) <= 80 else found[:77] + "..."
-    return f"manifest field {where}: {fault['msg']} (found {shown}); rewrite the artifact with a valid value"
+    where = _shortened(".".join(str(part) for part in fault["loc"])) or "manifest"
+    said, found = _shortened(fault["msg"], 300), _shortened(repr(fault["input"]))
+    return f"manifest field {where}: {said} (found {found}); rewrite the artifact with a valid value"
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _all_finite(value: JsonValue) -> bool:

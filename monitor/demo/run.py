@@ -84,11 +84,13 @@ def _with_server(args: argparse.Namespace, view: View, stop: threading.Event) ->
     artifacts = [*paths["probes"], *paths["vectors"]]
     command = serve_command(paths["model"], artifacts, port)
     view.say([f"serving {paths['model']} with {len(artifacts)} artifacts; the server's log: {log}"])
-    child = ChildServer(command, serve_environment(os.environ), url, log)
-    try:
-        status = _converse(args, Server(url), child, view, stop)
-    finally:
-        child.stop()
+    with tempfile.TemporaryDirectory(prefix="probewatch-demo-", ignore_cleanup_errors=True) as folder:
+        evidence = {"PROBEWATCH_EVIDENCE_PATH": str(Path(folder) / "evidence.sqlite")}
+        child = ChildServer(command, {**serve_environment(os.environ), **evidence}, url, log)
+        try:
+            status = _converse(args, Server(url), child, view, stop)
+        finally:
+            child.stop()
     if args.keep_log is None and status == 0:
         log.unlink(missing_ok=True)
     return status

@@ -57,12 +57,15 @@ def serve_command(model: str, artifacts: Sequence[str], port: int) -> list[str]:
 
 
 def serve_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: nothing of the user's own monitor settings or keys, evidence open on loopback."""
+    """The child's environment: nothing of the user's own monitor settings or keys, evidence open on loopback.
+
+    It keeps no evidence on disk; who wants some names a file of his own.
+    """
     kept = {k: v for k, v in environ.items() if not k.startswith("PROBEWATCH_") and k != "VLLM_API_KEY"}
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     # The AOT cache cannot be read back on CPU; the ordinary one makes a second start three times as fast.
     fixed = {"PROBEWATCH_OPEN_EVIDENCE": "1", "VLLM_USE_AOT_COMPILE": "0", "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **kept, **fixed}
+    return {**defaults, **kept, **fixed, "PROBEWATCH_EVIDENCE_PATH": "off"}
 
 
 def free_port() -> int:

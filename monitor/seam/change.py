@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
 from monitor.bank import ProbeBank
+from monitor.desired import Wanted, bank_of, load_added
 from monitor.errors import AttachError
+from monitor.quiet import quiet_thread
 from monitor.seam.selftest import score_golden_inputs
-from probes import ProbeError, load
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Change:
     """The one change that is under way, if any."""
 
     def __init__(self) -> None:
-        self._background = ThreadPoolExecutor(1, "probewatch")
+        self._background = quiet_thread()
         self._preparing: Future[Prepared] | None = None
 
     def start(self, work: Callable[[], Prepared]) -> None:
@@ -54,39 +55,23 @@ class Change:
 
 def prepare(
     before: ProbeBank,
-    keep: Sequence[str],
-    add: Sequence[tuple[str, str]],
+    desired: Sequence[Wanted],
     epoch: int,
+    known: dict[str, float],
     room: int | None,
     device: torch.device,
 ) -> Prepared:
-    """The bank that follows ``before``: loaded, laid out and tested. ``room``: state columns of the score store."""
-    probes = [seat.probe for seat in before.seats if seat.probe.manifest.name in keep]
-    try:
-        for path, digest in (tuple(one) for one in add):
-            probes.append(load(path))
-            if probes[-1].manifest.tensors_sha256 != digest:
-                raise AttachError(f"{path} has changed while it was attached; attach it again")
-    except ProbeError as error:
-        raise AttachError(str(error)) from error
-    bank = before.follow(probes)
-    if bank.epoch != epoch:
-        raise AttachError(
-            f"the worker is at change {before.epoch}, the API server asks for {epoch}; restart the server"
-        )
+    """The bank that follows ``before``: loaded, laid out, and what is new in it tested.
+
+    ``known``: results of the self-test in ``before``. ``room``: state columns of the score store.
+    """
+    bank = bank_of(before, desired, epoch, load_added(desired))
     if room is not None and bank.state_columns > room:
         raise AttachError(
             f"the score store has {room} columns, {bank.state_columns} are needed; detach a probe, or start the server "
             "with a larger PROBEWATCH_TAP_COLUMNS"
         )
     weights = bank.weights().to(device)
-    return Prepared(bank, weights, score_golden_inputs(bank, weights))
-
-
-def restated(bank: ProbeBank, changes: Sequence[tuple[str, float | None, str]]) -> ProbeBank:
-    """The bank with other thresholds and actions, given as (name, threshold, action)."""
-    given = {name: {"threshold": threshold, "default_action": action} for name, threshold, action in changes}
-    probes = [seat.probe for seat in bank.seats]
-    return bank.restated(
-        [replace(p, manifest=p.manifest.model_copy(update=given.get(p.manifest.name, {}))) for p in probes]
-    )
+    kept = [one.name for one in desired if one.file is None]
+    found = score_golden_inputs(bank, weights, kept)
+    return Prepared(bank, weights, {**{name: known[name] for name in kept}, **found})

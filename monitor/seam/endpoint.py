@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,15 @@ class ProbewatchEndpoint:
     def attach_router(self, app: Any) -> None:
         """Adds the routes; nothing at all unless the monitor is configured."""
         if self._configured:
-            app.include_router(make_router(self._ready))
+            app.include_router(make_router(self._ready, self._lifespan))
             app.add_middleware(Exposure, known=self._known)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Around vLLM's own: the server has stopped taking requests when this ends."""
+        yield
+        if self._state is not None and self._state.evidence is not None:
+            await asyncio.to_thread(self._state.evidence.close)
 
     def _known(self) -> tuple[Settings, RecentRecords]:
         state = self._ready()
@@ -56,12 +65,12 @@ class ProbewatchEndpoint:
         if not self._configured:
             return
         try:
-            await self._prepare(engine_client, args)
+            await self._prepare(engine_client, state, args)
         except MonitorError as error:
             file_reason(str(error))
             raise
 
-    async def _prepare(self, engine_client: Any, args: Any) -> None:
+    async def _prepare(self, engine_client: Any, state: Any, args: Any) -> None:
         tap = getattr(getattr(engine_client, "output_processor", None), CARRIER, None)
         if tap is None:
             raise AttachError(
@@ -71,20 +80,38 @@ class ProbewatchEndpoint:
         settings = load_settings()
         _refuse_open_doors(settings, args)
         _refuse_other_template(tap, args)
-        reports = await _ask_workers(engine_client, "probewatch_report")
-        facts = accept_report(tap.engines, reports, tap.plan.refuse)
         found = HttpState(
             engines=tap.engines,
             settings=settings,
             decode=_decoder(engine_client.output_processor.tokenizer),
-            facts={**facts, "vllm_version": vllm_version(), "runner": runner_name(engine_client.vllm_config)},
+            facts={"vllm_version": vllm_version(), "runner": runner_name(engine_client.vllm_config)},
+            closing=functools.partial(_is_closing, state),
         )
         # Set by vLLM, for its own metrics, exactly where it runs several API servers.
         if shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            found.peers = Peers(Path(shared) / "probewatch", functools.partial(answer, found))
-            await found.peers.listen()
-        found.control = _control(engine_client, tap, settings, found.peers)
+            count = getattr(engine_client.vllm_config.parallel_config, "_api_process_count", 1)
+            found.peers = Peers(Path(shared) / "probewatch", functools.partial(answer, found), count)
+        # No other API server changes anything meanwhile, and afterwards none does without telling this one.
+        async with contextlib.nullcontext() if found.peers is None else found.peers.alone():
+            if found.peers is not None:
+                await found.peers.listen()
+            reports = await _ask_workers(engine_client, "probewatch_report")
+            found.facts.update(accept_report(tap.engines, reports, tap.plan.refuse))
+            found.control = _control(engine_client, tap, settings, found.peers)
+        await asyncio.to_thread(found.keep_evidence, getattr(args, "port", 0))
         self._state = found
+
+
+def _is_closing(state: Any) -> bool:
+    """Whether vLLM's HTTP server is about to stop. It waits for open connections, an event stream among them.
+
+    ``state``: of the application, where ``serve_http`` puts uvicorn's server.
+    """
+    server = getattr(state, "server", None)
+    if server is None:
+        return False
+    listening = getattr(server, "servers", ())
+    return bool(server.should_exit) or any(not socket.is_serving() for socket in listening)
 
 
 async def _ask_workers(client: Any, method: str, arguments: tuple[Any, ...] = ()) -> list[dict[str, Any]]:

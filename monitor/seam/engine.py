@@ -18,6 +18,7 @@ from monitor.records import RecentRecords
 from monitor.refusal import REQUIRE_ENDPOINT, file_reason
 from monitor.seam import supported
 from monitor.seam.hooks import patch_warm_up, patch_worker
+from monitor.seam.inputs import patch_input_processor
 from monitor.seam.outputs import OutputTap, patch_output_processor
 from monitor.seam.patching import wrap
 from monitor.seam.scheduler import patch_scheduler
@@ -29,6 +30,7 @@ def install(settings: Settings, plan: Plan) -> None:
     supported.check_version()
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.worker.gpu_worker import Worker
@@ -40,6 +42,7 @@ def install(settings: Settings, plan: Plan) -> None:
         patch_warm_up(worker_class)
     patch_scheduler(Scheduler)
     patch_output_processor(OutputProcessor)
+    patch_input_processor(InputProcessor)
 
     def after_init(original: Any, self: Any, *args: Any, prove: bool, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
@@ -47,6 +50,7 @@ def install(settings: Settings, plan: Plan) -> None:
         engines = make_engines(self.vllm_config, settings, plan, indices)
         tap = OutputTap(engines, plan)
         setattr(self.output_processor, CARRIER, tap)
+        setattr(self.input_processor, CARRIER, engines.vectors)
         _note_engine(self.engine_core, tap)
         if prove:
             accept_report(engines, self.collective_rpc("probewatch_report"), plan.refuse)
@@ -112,12 +116,13 @@ def make_engines(vllm_config: Any, settings: Settings, plan: Plan, indices: list
     """The accounting of every engine, with every metric child created."""
     config = vllm_config.model_config.hf_text_config
     failure = plan.failure
+    width, depth = int(config.hidden_size), int(config.num_hidden_layers)
     try:
-        bank = plan.bank(int(config.hidden_size), int(config.num_hidden_layers))
+        bank, vectors = plan.bank(width, depth), plan.vector_bank(width, depth)
     except AttachError as error:
         if plan.refuse:
             raise
-        bank, failure = ProbeBank((), (), int(config.hidden_size), 1), str(error)
+        bank, vectors, failure = ProbeBank((), (), width, 1), None, str(error)
     model_name = served_name(vllm_config)
     runner = supported.runner_name(vllm_config)
     recent = RecentRecords(settings.recent_requests, settings.recent_mib)
@@ -128,9 +133,11 @@ def make_engines(vllm_config: Any, settings: Settings, plan: Plan, indices: list
         frontend.last_error = failure
         metrics.announce(__version__, supported.vllm_version(), runner)
         metrics.set("probewatch_attached", to=0)
+        for name in () if vectors is None else vectors.names:
+            metrics.child("probewatch_steered_tokens_total", name)
         return frontend
 
-    return Engines(make, indices, recent)
+    return Engines(make, indices, recent, vectors)
 
 
 def accept_report(
@@ -143,14 +150,18 @@ def accept_report(
             if plan_refuses:
                 raise TapError(f"worker {rank} is not attached; read its log")
             return report
+        if report["epoch"] != engines.first.bank.epoch:
+            raise AttachError(
+                f"the probes of this server have changed since it started (change {report['epoch']}), and an API "
+                "server that starts now knows only its configuration; restart the whole server"
+            )
         # As lists: the RPC may turn pairs into lists.
         if [tuple(pair) for pair in report["probes"]] != expected:
             raise AttachError(
                 f"worker {rank} loaded other artifacts than the API server; give both the same files"
             )
+    engines.tested(reports[0]["selftest_error"])
     for frontend in engines.all:
-        for name, error in reports[0]["selftest_error"].items():
-            frontend.metrics.set("probewatch_selftest_error", name, to=error)
         frontend.confirm()
     # With several workers only one holds the store.
     return max(reports, key=lambda report: float(report["score_store_mib"]))

@@ -36,6 +36,8 @@ def patch_worker(worker_class: type, plan: Plan) -> None:
         return result
 
     def execute_model(original: Any, self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.probewatch is not None:
+            self.probewatch.before_step(scheduler_output)
         result = original(self, scheduler_output, *args, **kwargs)
         if self.probewatch is not None:
             self.probewatch.after_forward(self.model_runner, scheduler_output)
@@ -62,7 +64,7 @@ def patch_worker(worker_class: type, plan: Plan) -> None:
     wrap(worker_class, "sample_tokens", sample_tokens)
     wrap(worker_class, "execute_dummy_batch", execute_dummy_batch)
     add_method(worker_class, "probewatch_report", probewatch_report)
-    for name in ("prepare", "prepared", "commit", "restate", "discard"):
+    for name in ("prepare", "prepared", "commit", "undo"):
         add_method(worker_class, f"probewatch_{name}", _answering(getattr(WorkerMonitor, name)))
 
 
@@ -78,7 +80,7 @@ def _answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
             result = method(worker.probewatch, *args)
         except Exception as error:
             return {"ready": False, "error": f"{type(error).__name__}: {error}"}
-        return {"ready": result is not False, "error": None}
+        return {"ready": result is not False, "error": None, "result": result}
 
     return answer
 

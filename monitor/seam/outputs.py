@@ -98,6 +98,8 @@ class OutputTap:
         metrics = self.frontend.metrics
         if step.host_seconds is not None:
             metrics.observe("probewatch_step_overhead_seconds", value=step.host_seconds)
+        for vector, rows in step.steered.items():
+            metrics.inc("probewatch_steered_tokens_total", vector, by=rows)
         if step.errors:
             metrics.inc("probewatch_errors_total", "worker", by=step.errors)
             self.frontend.last_error = (

@@ -6,6 +6,7 @@ a step for one client travel on the first of its outputs, so nothing is done per
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,10 +61,35 @@ def end_stopped(
         scheduler.finish_requests(request_id, RequestStatus.FINISHED_STOPPED)
         if kept < len(new):
             output.new_token_ids = new[:kept]
-            if output.new_logprobs is not None:
-                output.new_logprobs = output.new_logprobs.slice_request(0, kept)
+            for name in ("new_logprobs", "new_sampling_mask"):  # the latter not in every vLLM
+                if getattr(output, name, None) is not None:
+                    setattr(output, name, getattr(output, name).slice_request(0, kept))
         output.finish_reason = FinishReason.STOP
         output.stop_reason = f"probe:{stop.probe}"
+
+
+def unshare(scheduler: Any, request_id: str, position: int, block: int) -> None:
+    """Keeps the KV blocks of a request from ``position`` on out of the prefix cache: a gate has opened there, and what
+    is steered must never be taken for what the model says unsteered.
+
+    Blocks that are cached already are evicted, and the chain of hashes is broken, so that later ones have names which
+    no other request can ask for. ``block``: that of ``position`` where it has been computed already, else -1.
+    """
+    manager = scheduler.kv_cache_manager
+    request = scheduler.requests.get(request_id)
+    if request is None or request.is_finished():
+        manager.block_pool.evict_blocks({block} - {-1})
+        return
+    groups = manager.get_block_ids(request_id)
+    for group, own in zip(manager.kv_cache_config.kv_cache_groups, groups, strict=True):
+        first = position // int(group.kv_cache_spec.block_size)
+        manager.block_pool.evict_blocks({block for block in own[first:] if block})
+    first = min(position // int(scheduler.hash_block_size), len(request.block_hashes))
+    secret = f"probewatch {request_id}".encode()
+    if first == 0:
+        request.cache_salt = f"{request.cache_salt or ''}{secret.decode()}"
+    for index in range(max(0, first - 1), len(request.block_hashes)):
+        request.block_hashes[index] = hashlib.sha256(secret + request.block_hashes[index]).digest()
 
 
 def _carry(output: Any, message: dict[str, Any]) -> None:
@@ -76,11 +102,13 @@ def deliver(scheduler: Any, results: dict[int, Any], model_runner_output: Any) -
     if step is None:
         return
     try:
+        for row, position, block in step.gated:
+            unshare(scheduler, model_runner_output.req_ids[row], position, block)
         if step.stops:
             end_stopped(scheduler, results, step, model_runner_output.req_ids)
     except Exception as error:
         step = step.with_errors(step.errors + 1)
-        _log_once(scheduler, "a probe could not stop its sequence, which goes on", error)
+        _log_once(scheduler, "what a probe wanted could not be done to its sequence, which goes on", error)
     try:
         attach(results, step, model_runner_output.req_id_to_index)
     except Exception as error:

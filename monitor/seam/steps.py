@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +14,14 @@ import numpy as np
 from monitor.adapters import AdapterRules
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
-from monitor.events import StepScores
+from monitor.events import FloatArray, StepRows, StepScores, StepView
 from monitor.seam.capture import Capture
+from monitor.seam.steerer import Steered, Steerer
 from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
 from monitor.slices import assemble, due
-from monitor.stops import StopWatch
 from monitor.store import ScoreStore
+from monitor.triggers import Triggers
 from monitor.unscored import explain
 
 Capturer = Callable[[Any], Capture]
@@ -41,6 +44,7 @@ class Step:
     host_seconds: float
     after_loss: bool
     """A forward pass before this one could not be read, so no slot may keep what it held until then."""
+    steered: Steered | None = None
 
 
 class StepReader:
@@ -54,6 +58,7 @@ class StepReader:
         block_tokens: int,
         capture: Capturer,
         adapters: AdapterRules,
+        steerer: Steerer | None = None,
     ) -> None:
         self.bank = bank
         self.buffers = buffers
@@ -61,7 +66,12 @@ class StepReader:
         self._block_tokens = block_tokens
         self._capture = capture
         self._adapters = adapters
-        self.stops = StopWatch(bank)
+        self._steerer = steerer
+        self._steered: Counter[str] = Counter()
+        """Rows that were steered in steps that had no output."""
+        self._triggers = Triggers(bank)
+        self._following = threading.Lock()
+        """Steps may be completed in another thread than the one that asks for levels."""
         self._completed = bank
         """Of the latest step that was completed."""
         self._fresh: list[int] = []
@@ -75,10 +85,6 @@ class StepReader:
         kept = {column for seat in bank.shared_with(self.bank) for column in _columns(seat.states)}
         self._fresh += sorted({column for seat in bank.seats for column in _columns(seat.states)} - kept)
         self.bank, self._adapters = bank, adapters
-
-    def restate(self, bank: ProbeBank) -> None:
-        """The same probes with other thresholds or actions."""
-        self.bank = bank
 
     def after_forward(self, runner: Any, scheduler_output: Any) -> None:
         """Sends the step's scores on their way; nothing waits for the device here."""
@@ -97,7 +103,9 @@ class StepReader:
             raise TapError(
                 f"the batch holds {capture.rows} rows, the scheduler sent {rows}; this vLLM is not understood"
             )
-        transfer = Transfer({**self.buffers.tensors(capture.rows), **capture.device})
+        steered = self._steerer.last if self._steerer is not None else None
+        fired = {} if self._steerer is None or steered is None else self._steerer.fired(capture.rows)
+        transfer = Transfer({**self.buffers.tensors(capture.rows), **capture.device, **fired})
         # On a GPU, graphs also write padding rows, which a later step must not find there.
         self.buffers.silence(rows if self.buffers.scores.device.type == "cpu" else None)
         copies, self._copies = self._copies, []
@@ -106,7 +114,7 @@ class StepReader:
         lost, self._lost = self._lost, False
         seconds = time.perf_counter() - started
         self._step = Step(
-            self.bank, fresh, self._adapters, capture, transfer, copies, finished, seconds, lost
+            self.bank, fresh, self._adapters, capture, transfer, copies, finished, seconds, lost, steered
         )
 
     def take(self) -> Step | None:
@@ -127,10 +135,13 @@ class StepReader:
             raise TapError(
                 f"{view.rows} rows belong to requests, the batch holds {step.capture.rows}; this vLLM is not understood"
             )
-        self.stops.forget(step.finished)
-        if step.bank is not self._completed:
-            self.stops.renew(step.bank, self._completed)
-            self._completed = step.bank
+        with self._following:
+            self._triggers.forget(step.finished)
+            if step.bank is not self._completed:
+                self._triggers.renew(step.bank, self._completed)
+                self._completed = step.bank
+        if self._steerer is not None and step.steered is not None:
+            self._steered.update(self._steerer.count(step.steered, arrays["fired"]))
         if step.after_loss:
             self.store.forget()
         if step.fresh:
@@ -154,9 +165,30 @@ class StepReader:
         width = step.bank.state_columns
         history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
         due_states = assemble(view, states, history, starts, counts)
-        stops = self.stops.follow(view, starts, counts, due_states)
+        early = None if self._steerer is None else self._steerer.early
+        with self._following:
+            crossed = self._triggers.follow(view, starts, counts, due_states, early)
+        steered, self._steered = dict(self._steered), Counter()
         seconds = step.host_seconds + time.perf_counter() - started
-        return StepScores(counts, starts, due_states, seconds, epoch=step.bank.epoch, stops=stops)
+        return StepScores(
+            counts,
+            starts,
+            due_states,
+            seconds,
+            epoch=step.bank.epoch,
+            stops=crossed.stops,
+            gated=tuple((row, at, self._block(view, row, at)) for row, at in crossed.gated),
+            steered=steered,
+        )
+
+    def _block(self, view: StepView, row: int, position: int) -> int:
+        at = int(view.query_start_loc[row] + position - view.first_position[row])
+        return int(view.slots[at]) // self._block_tokens if at < view.query_start_loc[row + 1] else -1
+
+    def levels(self, step: StepRows, gates: int) -> FloatArray | None:
+        """See ``Triggers.levels``."""
+        with self._following:
+            return self._triggers.levels(step, gates)
 
     def lose(self) -> None:
         """After a forward pass that could not be read: nothing that was there before may be taken for it.

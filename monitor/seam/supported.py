@@ -68,6 +68,14 @@ _REFUSED: tuple[_Rule, ...] = (
 )
 
 
+def gates_need(vllm_config: Any) -> str | None:
+    """What probe-gated steering lacks in this engine, None if nothing: a gate's state lives in one worker."""
+    config = vllm_config.parallel_config
+    if config.tensor_parallel_size > 1 or config.pipeline_parallel_size > 1:
+        return "one worker an engine (--tensor-parallel-size 1 and --pipeline-parallel-size 1)"
+    return None
+
+
 def runner_name(vllm_config: Any) -> Runner:
     """``v1`` or ``v2``, the model runner that vLLM chose."""
     return "v2" if getattr(vllm_config, "use_v2_model_runner", False) else "v1"

@@ -88,12 +88,20 @@ _PROCESSES = (
         "sets the folder in which several API servers meet",
         optional=True,
     ),
+    Touched(
+        "reads",
+        "vllm.entrypoints.launchers.launcher:serve_http",
+        "",
+        "puts uvicorn's server on the application's state: event streams end when it stops",
+        optional=True,
+        elsewhere=("vllm.entrypoints.launcher:serve_http",),
+    ),
     Touched("reads", "vllm.envs:VLLM_USE_RUST_FRONTEND", "", "refused: no plugins there", optional=True),
     Touched(
         "reads",
         "vllm.entrypoints.common.cli_args:FrontendArgs",
-        "host, chat_template",
-        "refuses open evidence on a public host, and a foreign template",
+        "host, port, chat_template",
+        "refuses open evidence on a public host, and a foreign template; names the evidence file",
         optional=True,
         elsewhere=(
             "vllm.entrypoints.launchers.cli_args:FrontendArgs",
@@ -120,6 +128,13 @@ _CONFIGURATION = (
     ),
     Touched(
         "reads", "vllm.config.scheduler:SchedulerConfig", "async_scheduling", "refused with drafts on V1"
+    ),
+    Touched(
+        "reads",
+        "vllm.config.parallel:ParallelConfig",
+        "_api_process_count",
+        "a change of probes waits until all API servers have started",
+        optional=True,
     ),
     Touched("reads", "vllm.config.load:LoadConfig", "load_format", "dummy weights are refused"),
     Touched("reads", "vllm.config.compilation:CompilationConfig", "pass_config", "holds enable_sp"),
@@ -319,11 +334,76 @@ _IN_THE_FRONT_END = (
         "calls", "vllm.v1.outputs:LogprobsLists.slice_request", "req_idx, num_positions", "its last tokens"
     ),
     Touched(
+        "reads", "vllm.v1.engine:EngineCoreOutput", "new_sampling_mask", "its last tokens", optional=True
+    ),
+    Touched(
+        "calls",
+        "vllm.v1.outputs:SamplingMaskLists.slice_request",
+        "req_idx, num_positions",
+        "its last tokens",
+        optional=True,
+    ),
+    Touched(
         "reads", "vllm.v1.core.sched.output:SchedulerOutput", "finished_req_ids", "whose books are closed"
     ),
 )
 
+_STEERING = (
+    Touched(
+        "wraps",
+        f"{_ENGINE}.input_processor:InputProcessor.process_inputs",
+        "",
+        "what a request asks is checked, and steering goes into its prefix-cache key",
+    ),
+    Touched("reads", f"{_ENGINE}.async_llm:AsyncLLM", "input_processor", "admission knows the vectors"),
+    Touched("reads", f"{_ENGINE}.llm_engine:LLMEngine", "input_processor", "admission knows the vectors"),
+    Touched(
+        "reads", f"{_ENGINE}:EngineCoreRequest", "sampling_params, cache_salt", "steering is part of the key"
+    ),
+    Touched("reads", "vllm.sampling_params:SamplingParams", "extra_args", "what a request asks"),
+    Touched(
+        "reads", "vllm.v1.core.sched.output:SchedulerOutput", "scheduled_new_reqs", "what new requests ask"
+    ),
+    Touched(
+        "reads",
+        "vllm.v1.core.sched.output:NewRequestData",
+        "req_id, sampling_params",
+        "what new requests ask",
+    ),
+    Touched(
+        "reads",
+        "vllm.v1.core.sched.scheduler:Scheduler",
+        "requests, kv_cache_manager, hash_block_size",
+        "what a gate has steered is kept out of the prefix cache",
+    ),
+    Touched(
+        "reads",
+        "vllm.v1.core.kv_cache_manager:KVCacheManager",
+        "block_pool, kv_cache_config",
+        "the blocks that a gate has steered",
+    ),
+    Touched(
+        "calls",
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.get_block_ids",
+        "request_id",
+        "the blocks that a gate has steered",
+    ),
+    Touched(
+        "calls", "vllm.v1.core.block_pool:BlockPool.evict_blocks", "block_ids", "out of the prefix cache"
+    ),
+    Touched(
+        "reads", "vllm.v1.request:Request", "block_hashes, cache_salt", "later blocks get names of their own"
+    ),
+    Touched("calls", "vllm.v1.request:Request.is_finished", "", "its blocks are known by id alone then"),
+)
+
 _V1 = (
+    Touched(
+        "shadows",
+        f"{_WORKER}.gpu_model_runner:GPUModelRunner._prepare_inputs",
+        "",
+        "the rows of a step are settled: what is to be steered can be written",
+    ),
     Touched("calls", f"{_WORKER}.gpu_model_runner:GPUModelRunner.get_model", "", "what is tapped"),
     Touched(
         "calls",
@@ -358,6 +438,12 @@ _V1 = (
 )
 
 _V2 = (
+    Touched(
+        "shadows",
+        f"{_WORKER}.gpu.model_runner:GPUModelRunner.prepare_inputs",
+        "",
+        "the rows of a step are settled: what is to be steered can be written",
+    ),
     Touched("calls", f"{_WORKER}.gpu.model_runner:GPUModelRunner.get_model", "", "what is tapped"),
     Touched(
         "calls",
@@ -401,7 +487,7 @@ _V2 = (
 )
 
 TOUCHED: Mapping[Runner, tuple[Touched, ...]] = {
-    "both": (*_PROCESSES, *_CONFIGURATION, *_IN_THE_WORKER, *_ON_THE_WAY, *_IN_THE_FRONT_END),
+    "both": (*_PROCESSES, *_CONFIGURATION, *_IN_THE_WORKER, *_ON_THE_WAY, *_IN_THE_FRONT_END, *_STEERING),
     "v1": _V1,
     "v2": _V2,
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.events import StepView
+from monitor.events import StepRows, StepView
 from monitor.seam.capture import Capture, adapters_of
 from monitor.slices import row_owners, slots_at
 
@@ -15,6 +15,18 @@ def capture(runner: Any, group: int) -> Capture:
     """Everything is on the host already. ``group``: the KV-cache group whose slots index the score store."""
     view = step_view(runner, group)
     return Capture(view.rows, {}, lambda _: view)
+
+
+def step_rows(runner: Any, prepared: Any) -> StepRows:
+    """The rows of a step that is prepared."""
+    batch = runner.input_batch
+    n = batch.num_reqs
+    return StepRows(
+        batch.req_ids[:n],
+        runner.query_start_loc.np[: n + 1].astype(np.int64),
+        batch.num_computed_tokens_cpu[:n].astype(np.int64),
+        batch.num_prompt_tokens[:n].astype(np.int64),
+    )
 
 
 def step_view(runner: Any, group: int) -> StepView:

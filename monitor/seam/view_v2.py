@@ -11,10 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from monitor.events import StepView
+from monitor.events import StepRows, StepView
 from monitor.seam.capture import Capture, adapters_of
 from monitor.seam.transfer import Arrays
 from monitor.slices import slots_at
+
+
+def step_rows(runner: Any, prepared: Any) -> StepRows:
+    """The rows of a step that is prepared, ``prepared`` being the runner's ``InputBatch``.
+
+    Where drafts may be rejected, positions of generated rows are upper bounds."""
+    n = int(prepared.num_reqs)
+    return StepRows(
+        prepared.req_ids[:n],
+        np.concatenate([[0], np.cumsum(prepared.num_scheduled_tokens[:n])]).astype(np.int64),
+        prepared.num_computed_tokens_np[:n].astype(np.int64),
+        runner.req_states.prompt_len.np[prepared.idx_mapping_np[:n]].astype(np.int64),
+    )
 
 
 def capture(runner: Any, group: int) -> Capture:

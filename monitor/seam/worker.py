@@ -12,17 +12,21 @@ import torch
 from monitor.adapters import AdapterRules
 from monitor.attach import Plan, check_model, local_model_dir
 from monitor.bank import ProbeBank
+from monitor.desired import Wanted
 from monitor.errors import AttachError, CompatibilityError, TapError
 from monitor.events import StepScores
 from monitor.residual import check_signature, rule_for
-from monitor.seam import supported, view_v1, view_v2
-from monitor.seam.change import Change, prepare, restated
+from monitor.seam import steer, supported, view_v1, view_v2
+from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.layers import decoder_blocks, is_here
 from monitor.seam.pipeline import Relay
 from monitor.seam.selftest import score_golden_inputs
+from monitor.seam.steerer import Steerer, check_gates
 from monitor.seam.steps import Step, StepReader
-from monitor.seam.tap import SCHEMA, TapBuffers, define_operation, install
+from monitor.seam.tap import SCHEMA, TapBuffers, install
+from monitor.steering import VectorBank
 from monitor.store import ScoreStore
+from monitor.triggers import Triggers
 from monitor.wire import CARRIER
 from probes import ProbeError
 from probes.identity import adapter_digest
@@ -39,6 +43,8 @@ class WorkerMonitor:
         self.plan = plan
         self.bank: ProbeBank
         self.buffers: TapBuffers
+        self.vectors: VectorBank | None
+        self.steerer: Steerer | None = None
         self.reader: StepReader | None = None
         """Only in the worker whose output vLLM reads, and only once the taps are proven."""
         self.selftest: dict[str, float] = {}
@@ -46,6 +52,8 @@ class WorkerMonitor:
         self._weights: torch.Tensor
         """[L, d, C] on the device: what the taps multiply by. Overwritten, never replaced: graphs hold its address."""
         self._change = Change()
+        self._previous: tuple[ProbeBank, dict[str, float]] | None = None
+        """What was before the latest change."""
         self._here: list[int] = []
         """Indices of the tapped layers that this pipeline stage computes."""
         self._errors = 0
@@ -59,13 +67,19 @@ class WorkerMonitor:
         """
         supported.check(vllm_config)
         config = vllm_config.model_config.hf_text_config
-        self.bank = self.plan.bank(int(config.hidden_size), int(config.num_hidden_layers))
-        digest = {
+        width, depth = int(config.hidden_size), int(config.num_hidden_layers)
+        self.bank = self.plan.bank(width, depth)
+        self.vectors = self.plan.vector_bank(width, depth)
+        self._gates_need = supported.gates_need(vllm_config)
+        self.check_actions(self.bank)
+        digest: dict[str, Any] = {
             "tap": SCHEMA,
             "layers": list(self.bank.layers),
             "columns": self.bank.capacity,
             "norms": self.bank.needs_norm,
         }
+        if self.vectors is not None:
+            digest["steer"] = [steer.SCHEMA, list(self.vectors.layers), len(self.vectors.names)]
         if not isinstance(vllm_config.additional_config, dict):
             raise AttachError(
                 f"additional_config is a {type(vllm_config.additional_config).__name__}; the monitor needs a dict "
@@ -73,27 +87,35 @@ class WorkerMonitor:
             )
         vllm_config.additional_config[CARRIER] = digest
 
+    def check_actions(self, bank: ProbeBank) -> None:
+        """Raises ``AttachError`` for an action that a probe of the bank cannot carry out here."""
+        Triggers(bank)
+        check_gates(bank, () if self.vectors is None else self.vectors.names, self._gates_need)
+
     def attach(self, runner: Any, device: torch.device) -> None:
         """Installs the taps on the loaded model and scores the golden inputs through the tap's arithmetic."""
         model_config = runner.vllm_config.model_config
         config = model_config.hf_text_config
-        if self.plan.probes:
+        if self.plan.probes or self.plan.vectors:
             check_model(self.plan, local_model_dir(model_config.model, model_config.revision))
         blocks = decoder_blocks(runner.get_model(), int(config.num_hidden_layers))
-        define_operation("CPU" if device.type == "cpu" else "CUDA")
+        steer.define_operation("CPU" if device.type == "cpu" else "CUDA")
         bank = self.bank
         self.buffers = TapBuffers.allocate(
             len(bank.layers), int(runner.max_num_tokens), bank.capacity, bank.needs_norm, device
         )
         self._weights = weights = bank.weights().to(device)
+        scores = list(
+            self.buffers.scores
+        )  # the same objects everywhere, so that the compiler sees what is one
         self._here = [i for i, layer in enumerate(bank.layers) if is_here(blocks[layer])]
         for index in self._here:
             block = blocks[bank.layers[index]]
             rule = rule_for(type(block).__name__)
             check_signature(rule, block)
-            install(
-                block, rule, weights[index], self.buffers.scores[index], self.buffers.squared_norms[index]
-            )
+            install(block, rule, weights[index], scores[index], self.buffers.squared_norms[index])
+        if self.vectors is not None:
+            self.steerer = self._steer(runner, blocks, self.vectors, scores)
         self.selftest = score_golden_inputs(bank, weights)
         self._relay(runner, first=next(i for i, block in enumerate(blocks) if is_here(block)))
         logger.info(
@@ -104,6 +126,30 @@ class WorkerMonitor:
             bank.capacity,
             self.buffers.scores.nbytes / 2**20,
         )
+
+    def _steer(self, runner: Any, blocks: Any, vectors: VectorBank, scores: list[torch.Tensor]) -> Steerer:
+        layers, device = self.bank.layers, self._weights.device
+        buffers = steer.SteerBuffers.allocate(
+            2 * int(runner.max_num_reqs) + steer.GATES + 2,
+            len(vectors.names),
+            int(runner.max_num_tokens),
+            len(layers),
+            device,
+        )
+        units, lengths = (part.to(device) for part in vectors.directions())
+        for row, layer in enumerate(vectors.layers):
+            if is_here(block := blocks[layer]):
+                rule = rule_for(type(block).__name__)
+                check_signature(rule, block)
+                taps = [] if self._gates_need else scores[: sum(tapped <= layer for tapped in layers)]
+                steer.install(block, rule, units[row], lengths[row], buffers, taps)
+        steerer = Steerer(
+            vectors,
+            buffers,
+            {name: sum(t <= last for t in layers) for name, last in vectors.last_layers.items()},
+        )
+        steerer.watch(runner, supported.runner_name(runner.vllm_config) == "v2", self.guard)
+        return steerer
 
     def _relay(self, runner: Any, first: int) -> None:
         """With several pipeline stages, scores travel with the hidden states. ``first``: the stage's first block."""
@@ -150,6 +196,8 @@ class WorkerMonitor:
                     "unsupported execution mode: remove the vLLM compile cache and start again"
                 )
         self.buffers.silence()
+        if self.steerer is not None:
+            self.steerer.set_gates(self.bank)
         if _is_read():
             self.reader = self._make_reader(runner, v2=supported.runner_name(worker.vllm_config) == "v2")
         self.proven = True
@@ -169,37 +217,61 @@ class WorkerMonitor:
         )
         capture = functools.partial((view_v2 if v2 else view_v1).capture, group=group)
         adapters = AdapterRules(self.bank, _adapter_digest)
-        return StepReader(self.bank, self.buffers, store, block_tokens, capture, adapters)
+        reader = StepReader(self.bank, self.buffers, store, block_tokens, capture, adapters, self.steerer)
+        if self.steerer is not None:
+            self.steerer.levels = reader.levels
+        return reader
 
-    def prepare(self, keep: list[str], add: list[tuple[str, str]], epoch: int) -> None:
+    def prepare(self, desired: list[dict[str, Any]], epoch: int) -> None:
         """First half of a change on a running server, beside the steps: everything that can fail.
 
-        ``keep``: names of probes that stay. ``add``: (file, sha256 of its tensors).
+        ``desired``: ``Wanted`` objects of all probes that shall be attached then.
         """
         room = None if self.reader is None else self.reader.store.columns
-        self._change.start(lambda: prepare(self.bank, keep, add, epoch, room, self._weights.device))
+        probes = [Wanted(**one) for one in desired]
+        before, known, device = self.bank, self.selftest, self._weights.device
+
+        def work() -> Prepared:
+            change = prepare(before, probes, epoch, known, room, device)
+            self.check_actions(change.bank)
+            return change
+
+        self._change.start(work)
 
     def prepared(self) -> bool:
         """Whether the change is ready to be committed. Raises what made it impossible."""
         return self._change.ready()
 
-    def commit(self, epoch: int) -> None:
-        """Second half, between two steps. The graphs stay as they are; their inputs change."""
+    def commit(self, epoch: int) -> dict[str, float]:
+        """Second half, between two steps. Results of the self-test by probe."""
         change = self._change.take(epoch)
+        self._previous = (self.bank, self.selftest)
+        self._put(change)
+        return self.selftest
+
+    def undo(self, epoch: int) -> None:
+        """Between two steps: back to what was before change ``epoch``, which some other process could not make."""
+        self._change.discard()
+        if self.bank.epoch == epoch and self._previous is not None:
+            bank, selftest = self._previous
+            self._put(Prepared(bank, bank.weights(), selftest))
+
+    def _put(self, change: Prepared) -> None:
+        """The graphs stay as they are; their inputs change."""
         self._weights.copy_(change.weights)
         self.bank, self.selftest = change.bank, change.selftest
+        if self.steerer is not None:
+            self.steerer.set_gates(change.bank)
         if self.reader is not None:
             self.reader.swap(change.bank, AdapterRules(change.bank, _adapter_digest))
 
-    def restate(self, changes: list[tuple[str, float | None, str]]) -> None:
-        """Other thresholds and actions, as (name, threshold, action): between two steps."""
-        self.bank = restated(self.bank, changes)
-        if self.reader is not None:
-            self.reader.restate(self.bank)
-
-    def discard(self) -> None:
-        """After a change that some other rank could not prepare."""
-        self._change.discard()
+    def before_step(self, scheduler_output: Any) -> None:
+        """Notes what new requests ask for. An error of ours never fails a user's request."""
+        if self.steerer is not None:
+            try:
+                self.steerer.follow(scheduler_output)
+            except Exception as error:
+                self.guard(error)
 
     def after_forward(self, runner: Any, scheduler_output: Any) -> None:
         """Takes the step's scores off the device. An error of ours never fails a user's request."""

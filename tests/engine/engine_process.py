@@ -3,8 +3,9 @@
 A process of its own for each engine: vLLM keeps global state, and a refusal must end somewhere.
 
 Job: {"model", "probes": [files], "engine": {LLM arguments}, "settings": {PROBEWATCH_*}, "sabotage": name|null,
-"phases": [PHASE]}, where a phase is {"prompts": [[ids]], "max_tokens": [n], "adapters": [folder|null]|null,
-"sabotage": name|null}, {"storm": {arguments of ``storm.Storm``}}, {"chats": [[messages]], "params": [{SamplingParams}]}
+"vectors": [files], "phases": [PHASE]}, where a phase is {"prompts": [[ids]], "max_tokens": [n],
+"adapters": [folder|null]|null, "steer": [probewatch_steer|null]|null, "sabotage": name|null},
+{"storm": {arguments of ``storm.Storm``}}, {"chats": [[messages]], "params": [{SamplingParams}]}
 or {"beams": [[ids]], "width": n, "max_tokens": n}. With "tokenizer": true the engine has one.
 Result folder: phase_I.npz (rows of every sequence), result.json (texts of the accounting).
 """
@@ -38,6 +39,17 @@ def _failing_bookkeeping(llm: Any) -> None:
     reader.complete = complete
 
 
+def _unsalted(_: Any) -> None:
+    """The prefix cache as it is without us: it knows nothing about steering."""
+    from monitor.seam import inputs, scheduler
+
+    inputs.cache_salt = lambda arguments, vectors, salt: salt  # type: ignore[assignment]
+    scheduler.unshare = lambda *_: None  # type: ignore[assignment]
+
+
+_SABOTAGE = {"failing_bookkeeping": _failing_bookkeeping, "unsalted": _unsalted}
+
+
 def _metrics() -> dict[str, float]:
     from prometheus_client import REGISTRY
 
@@ -51,8 +63,9 @@ def _metrics() -> dict[str, float]:
 
 def run(job: dict[str, Any], out: Path) -> None:
     """Starts the engine, runs the phases, writes the results."""
-    if job["probes"]:
+    if job["probes"] or job.get("vectors"):
         os.environ["PROBEWATCH_PROBES"] = ",".join(job["probes"])
+        os.environ["PROBEWATCH_VECTORS"] = ",".join(job.get("vectors", []))
         os.environ.update({f"PROBEWATCH_{name}": value for name, value in job.get("settings", {}).items()})
     if job.get("sabotage") == "dead_tap":
         _dead_tap()
@@ -66,8 +79,8 @@ def run(job: dict[str, Any], out: Path) -> None:
     )
     result: dict[str, Any] = {"phases": []}
     for index, phase in enumerate(job["phases"]):
-        if phase.get("sabotage") == "failing_bookkeeping":
-            _failing_bookkeeping(llm)
+        if sabotage := phase.get("sabotage"):
+            _SABOTAGE[sabotage](llm)
         kinds = {"storm": _storm, "chats": _chats, "beams": _beams, "prompts": _generate}
         run_phase = next(kinds[kind] for kind in kinds if kind in phase)
         result["phases"].append(run_phase(llm, phase, out / f"phase_{index}.npz"))
@@ -87,8 +100,16 @@ def _generate(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
     from vllm.lora.request import LoRARequest
 
     params = [
-        SamplingParams(max_tokens=n, temperature=0, detokenize=False, ignore_eos=True)
-        for n in phase["max_tokens"]
+        SamplingParams(
+            max_tokens=n,
+            temperature=0,
+            detokenize=False,
+            ignore_eos=True,
+            extra_args={"probewatch_steer": steer} if steer else None,
+        )
+        for n, steer in zip(
+            phase["max_tokens"], phase.get("steer") or [None] * len(phase["prompts"]), strict=True
+        )
     ]
     folders = phase.get("adapters") or [None] * len(params)
     known = sorted({folder for folder in folders if folder})

@@ -114,6 +114,7 @@ def serving(
     if artifacts is None:
         artifacts = [Path(str(path)) for path in (*found["probes"], *found["vectors"])]  # type: ignore[misc]
     port, log = free_port(), folder / "log"
+    evidence = {"PROBEWATCH_EVIDENCE_PATH": str(folder / "evidence.sqlite")}
     command = [sys.executable, "-m", "monitor.cli", "serve", str(found["model"])]
     command += [part for path in artifacts for part in ("--probe", str(path))]
     command += ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", MODEL]
@@ -124,7 +125,7 @@ def serving(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT, **(environment or {})},
+            env={**os.environ, **ENVIRONMENT, **evidence, **(environment or {})},
             start_new_session=True,
         )
     running = Server(f"http://127.0.0.1:{port}", log)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -262,3 +264,33 @@ def test_a_probe_stops_a_generation_at_the_next_token(server: Server) -> None:
         assert server.check_reconciled("being-audited") == {"being-audited": 0.0}
     finally:
         assert change(server, "DELETE", "/deception").status_code == 200
+
+
+def test_a_flagged_generation_is_an_alert_an_event_and_a_row_without_text(server: Server) -> None:
+    server.settle()
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    events = f"{server.url}/v1/probewatch/events"
+    try:
+        assert change(server, "PATCH", "/deception", {"threshold": -1e6}).status_code == 200
+        with requests.get(events, stream=True, timeout=30) as stream:
+            flagged = server.ask("Is Zanzibar far from Quito?", max_tokens=10)
+            lines = stream.iter_lines(decode_unicode=True)
+            told = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+        assert told["id"] == flagged.id
+        assert [probe["name"] for probe in told["probes"]] == ["deception"]
+        assert told in server.get("alerts", probe="deception")
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+    file = server.log.parent / "evidence.sqlite"
+    with sqlite3.connect(file) as connection:
+        row = connection.execute(
+            "SELECT scores, prompt_hash, prompt_text, answer_text, tokens FROM records WHERE event_id = ?",
+            (told["event_id"],),
+        ).fetchone()
+    assert len(row[0]) > 0
+    assert row[1:] == (row[1], None, None, None)
+    assert len(row[1]) == 64
+    for part in file.parent.glob(file.name + "*"):
+        assert b"Zanzibar" not in part.read_bytes()
+    assert server.metric("probewatch_evidence_total", outcome="stored") > 0
+    assert server.metric("probewatch_evidence_total", outcome="failed") == 0

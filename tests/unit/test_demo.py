@@ -463,6 +463,7 @@ def test_the_command_and_its_environment() -> None:
     assert "VLLM_API_KEY" not in found
     assert (found["PATH"], found["VLLM_CPU_KVCACHE_SPACE"]) == ("/bin", "4")
     assert (found["PROBEWATCH_OPEN_EVIDENCE"], found["VLLM_USE_AOT_COMPILE"]) == ("1", "0")
+    assert found["PROBEWATCH_EVIDENCE_PATH"] == "off"
 
 
 def test_a_port_in_use_is_refused_at_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.adapters import AdapterRules
+from monitor.adapters import REMEMBERED_ADAPTERS, AdapterRules
 from monitor.bank import ProbeBank
 from monitor.events import FloatArray, StepView
 from monitor.unscored import Reason, explain, nan_for, reasons
@@ -115,3 +115,10 @@ def test_another_adapter_outweighs_what_the_tap_left_there() -> None:
     AdapterRules(bank, DIGESTS.get).silence(states, step)
     assert reasons(states)[:, 0].tolist() == [OTHER, Reason.TAP_SILENT, Reason.TAP_SILENT]
     assert step.query_start_loc.tolist() == ints(0, 1, 3).tolist()
+
+
+def test_what_is_remembered_of_adapters_is_bounded() -> None:
+    rules = AdapterRules(make_bank(bound("base", None)), lambda folder: None)
+    for n in range(REMEMBERED_ADAPTERS + 50):
+        rules.silence(np.ones((1, 1), np.float32), view(f"/adapter-{n}"))
+    assert rules._foreign.cache_info().currsize == REMEMBERED_ADAPTERS

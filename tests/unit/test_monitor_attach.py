@@ -72,13 +72,7 @@ def test_actions_are_those_of_the_manifests(tmp_path: Path) -> None:
     assert plan_of(one, two).bank(D, LAYERS).actions == {"a": "alert", "b": "observe"}
 
 
-@pytest.mark.parametrize("action", ["steer:honesty"])
-def test_an_action_that_cannot_be_carried_out_yet_is_refused(tmp_path: Path, action: str) -> None:
-    path = write_artifact(tmp_path / "a.safetensors", name="mine", threshold=1.0, default_action=action)
-    refusal(lambda: plan_of(path), "'mine'", action, "observe or alert")
-
-
-@pytest.mark.parametrize("setting", ["PROBEWATCH_WEBHOOK_URL", "PROBEWATCH_EVIDENCE_PATH"])
+@pytest.mark.parametrize("setting", ["PROBEWATCH_WEBHOOK_URL", "PROBEWATCH_WEBHOOK_SECRET"])
 def test_a_setting_that_nothing_reads_yet_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(setting, "verdict")
     with pytest.raises(ConfigurationError, match=setting):

@@ -45,6 +45,8 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "PROBE_DIR": ("/probes", Path("/probes")),
     "OPEN_EVIDENCE": ("1", True),
     "EVIDENCE_PATH": ("/evidence", Path("/evidence")),
+    "EVIDENCE_DAYS": ("7", 7),
+    "EVIDENCE_MIB": ("64", 64),
     "STORE_TEXT": ("1", True),
     "WEBHOOK_URL": ("https://example.org/hook", "https://example.org/hook"),
     "RECENT_REQUESTS": ("2048", 2048),
@@ -130,6 +132,8 @@ def test_the_environment_wins_over_yaml_setting_by_setting(
         ("EXPOSE", "all"),
         ("OPEN_EVIDENCE", "maybe"),
         ("STORE_TEXT", "2"),
+        ("EVIDENCE_DAYS", "0"),
+        ("EVIDENCE_MIB", "0"),
         ("RECENT_REQUESTS", "1023"),
         ("RECENT_REQUESTS", "many"),
         ("TAP_COLUMNS", "0"),
@@ -191,6 +195,15 @@ def test_a_missing_file_and_a_folder_are_refused(
 ) -> None:
     monkeypatch.setenv("PROBEWATCH_CONFIG", str(tmp_path / missing))
     refusal("PROBEWATCH_CONFIG", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["off", "OFF", "false", "'off'"])
+def test_evidence_can_be_kept_off_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    """YAML reads a bare ``off`` as false."""
+    use_yaml(monkeypatch, tmp_path, f"evidence_path: {text}\n")
+    assert load_settings().evidence_path == "off"
 
 
 @pytest.mark.parametrize("name", SECRETS)

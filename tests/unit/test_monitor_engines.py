@@ -17,6 +17,7 @@ from monitor.attach import Plan
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.engines import Engines
+from monitor.errors import AttachError
 from monitor.events import FloatArray, StepScores
 from monitor.frontend import Arrival, Frontend, Running
 from monitor.http import HttpState, make_router
@@ -158,7 +159,7 @@ def test_engines_are_listed_by_index_whatever_their_order() -> None:
 
 def report(attached: bool = True, mib: float = 0.0, **changes: Any) -> dict[str, Any]:
     found = {"attached": attached, "probes": make_bank(alerting(threshold=2.5)).contents}
-    return {**found, "selftest_error": {"lie": 0.25}, "score_store_mib": mib, **changes}
+    return {**found, "selftest_error": {"lie": 0.25}, "score_store_mib": mib, "epoch": 0, **changes}
 
 
 def test_the_workers_proof_holds_for_every_engine_and_the_store_is_that_of_the_worker_that_has_one() -> None:
@@ -167,6 +168,22 @@ def test_the_workers_proof_holds_for_every_engine_and_the_store_is_that_of_the_w
     assert engines.attached
     assert facts["score_store_mib"] == 3.0
     assert [value(registry, "probewatch_selftest_error", probe="lie", engine=i) for i in "01"] == [0.25] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"epoch": 3}, "have changed since it started .change 3.*restart the whole server"),
+        ({"probes": [("other", "0" * 64)]}, "give both the same files"),
+    ],
+)
+def test_an_api_server_that_knows_other_probes_than_the_workers_does_not_start(
+    changes: dict[str, Any], remedy: str
+) -> None:
+    engines, _ = make_engines(0)
+    with pytest.raises(AttachError, match=remedy):
+        accept_report(engines, [report(), report(**changes)])
+    assert not engines.attached
 
 
 def test_sequences_of_two_engines_are_counted_under_their_own_label() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from monitor.config import Settings
-from monitor.expose import Exposure, Unacceptable, wished_level, without_scores
+from monitor.errors import RequestError
+from monitor.expose import Exposure, wished_level, without_scores
 from monitor.frontend import Arrival, Running
 from monitor.records import RecentRecords
 from tests.unit.monitor_fakes import alerting, column, make_frontend
@@ -166,7 +167,7 @@ def test_a_wish_is_at_most_what_the_server_allows() -> None:
     "wrong", ['{"probewatch_expose": 7}', '{"probewatch_skip": 1}', '{"probewatch_": "x"}']
 )
 def test_what_does_not_exist_is_refused_with_what_does(wrong: str) -> None:
-    with pytest.raises(Unacceptable, match="probewatch_expose"):
+    with pytest.raises(RequestError, match="probewatch_expose"):
         wished_level(f'{{"vllm_xargs": {wrong}}}'.encode(), "scores")
 
 

@@ -236,6 +236,30 @@ def test_a_planted_shift_of_traffic_shows_as_drift(shift: float, low: float, hig
     assert low <= drift <= high
 
 
+def test_a_probe_that_was_detached_meanwhile_judges_to_the_end_and_leaves_no_drift() -> None:
+    frontend, registry = make_frontend(alerting(threshold=50.0, benign_quantiles=BENIGN))
+    running = [running_of(1, f"r{i}") for i in range(300)]
+    for one in running:
+        send(frontend, one, 1, 0, column(99.0))
+    frontend.adopt(frontend.bank.follow([]))
+    for one in running:
+        frontend.finish(one, "stop")
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 300
+    assert value(registry, "probewatch_score_drift", probe="lie") is None
+    assert frontend._drift == {}
+
+
+def test_coverage_counts_from_the_attach_on() -> None:
+    frontend, _ = make_frontend(alerting("old"))
+    send(frontend, running_of(3), 1, 0, column(1, 1, 1))
+    frontend.adopt(frontend.bank.follow([]))
+    frontend.adopt(frontend.bank.follow([alerting()]))
+    assert alone(frontend).coverage() == {"lie": None}
+    one = running_of(2, "later")
+    frontend.arrive([Arrival(one, (1,), 0, column(1, nan_for(Reason.NON_FINITE)), frontend.bank.epoch)])
+    assert alone(frontend).coverage() == {"lie": 0.5}
+
+
 def test_the_time_of_the_last_score_moves_with_scored_tokens_only() -> None:
     frontend, registry = make_frontend(alerting())
     send(frontend, running_of(2), 1, 0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from pydantic import SecretStr
 
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
+from monitor.errors import ServerError
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.http import HttpState, make_router
+from monitor.http import HttpState, answer, describe, make_router
 from monitor.unscored import Reason, nan_for
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, make_probe
 
@@ -69,6 +71,20 @@ def test_status_needs_no_key_and_tells_what_is_attached(watched: Frontend) -> No
 def test_status_shows_the_last_error(watched: Frontend) -> None:
     watched.error("frontend", ValueError("broken"))
     assert get(client_of(watched), "/status")["last_error"] == "frontend: ValueError: broken"
+
+
+def test_status_tells_first_that_a_change_could_not_be_undone(watched: Frontend) -> None:
+    watched.error("frontend", ValueError("broken"))
+    control: Any = SimpleNamespace(trouble="half done; restart the server")
+    state = HttpState(alone(watched), Settings(), str, control=control)
+    assert describe(state)["last_error"] == "half done; restart the server"
+    control.trouble = None
+    assert describe(state)["last_error"] == "frontend: ValueError: broken"
+
+
+async def test_a_change_is_refused_by_an_api_server_that_takes_no_part(watched: Frontend) -> None:
+    with pytest.raises(ServerError, match="unmonitored; restart"):
+        await answer(HttpState(alone(watched), Settings(), str), {"become": [], "epoch": 1})
 
 
 def test_probes_need_no_key_and_tell_action_and_threshold() -> None:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitor.metrics import CATALOGUE, ERROR_STAGES, Metrics
+from monitor.metrics import CATALOGUE, ERROR_STAGES, PROBE_GAUGES, Metrics
 from monitor.unscored import Reason
 from tests.unit.monitor_fakes import BENIGN, MODEL, alerting, make_frontend, make_probe, value
 
@@ -100,6 +100,17 @@ def test_a_probe_is_described_with_its_layers_digest_threshold_and_nominal_rate(
     assert value(registry, "probewatch_nominal_fpr", probe="lie") == 0.01
 
 
+def test_a_detached_probe_shows_no_gauge_of_what_was() -> None:
+    probe = alerting(threshold=1.5, benign_quantiles=BENIGN, calibration={"nominal_fpr": 0.01, "n": 100})
+    frontend, registry = make_frontend(probe)
+    before = frontend.bank
+    frontend.adopt(before.follow([]))
+    assert [value(registry, name, probe="lie") for name in PROBE_GAUGES] == [None] * 4
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="ok") == 0, "counters stay"
+    frontend.adopt(frontend.bank.follow([probe]))
+    assert value(registry, "probewatch_threshold", probe="lie") == 1.5
+
+
 def test_an_uncalibrated_probe_shows_no_threshold() -> None:
     _, registry = make_frontend(make_probe("fresh"))
     assert value(registry, "probewatch_threshold", probe="fresh") is None
@@ -157,12 +168,12 @@ print(engines[0].total("probewatch_tokens_scored_total"))
 """
 
 
-def counted(folder: Path, scored: int) -> list[float]:
-    """An API server counts, and then adds up what all of them have counted."""
+def api_server(folder: Path, program: str, *arguments: object) -> list[float]:
+    """One of several API servers, and the numbers it prints."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-c", COUNTING, str(scored)],
+        [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, arguments)],
         env=environment,
         cwd=root,
         capture_output=True,
@@ -170,6 +181,38 @@ def counted(folder: Path, scored: int) -> list[float]:
         check=True,
     )
     return [float(number) for number in done.stdout.split()]
+
+
+def counted(folder: Path, scored: int) -> list[float]:
+    """An API server counts, and then adds up what all of them have counted."""
+    return api_server(folder, COUNTING, scored)
+
+
+CHANGING = """
+import sys
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from monitor.metrics import PROBE_GAUGES
+from tests.unit.monitor_fakes import BENIGN, MODEL, alerting, make_frontend
+
+calibration = {"nominal_fpr": 0.01, "n": 100}
+probe = alerting(threshold=float(sys.argv[1]), benign_quantiles=BENIGN, calibration=calibration)
+frontend, _ = make_frontend(probe)
+frontend.metrics.set("probewatch_selftest_error", "lie", to=0.5)
+if "detach" in sys.argv:
+    frontend.adopt(frontend.bank.follow([]))
+page = CollectorRegistry()
+MultiProcessCollector(page)
+labels = {"model_name": MODEL, "engine": "0", "probe": "lie"}
+print(*(page.get_sample_value(name, labels) or 0.0 for name in PROBE_GAUGES))
+"""
+
+
+def test_where_several_processes_share_the_page_a_detached_probe_shows_nan(tmp_path: Path) -> None:
+    assert api_server(tmp_path, CHANGING, 1.5) == [1.5, 0.01, 0.0, 0.5]
+    found = api_server(tmp_path, CHANGING, 1.5, "detach")
+    assert [number != number for number in found] == [True] * 4
+    assert api_server(tmp_path, CHANGING, 2.5)[0] == 2.5, "attached again"
 
 
 def test_a_total_is_that_of_all_api_servers(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def check_counts(server: FakeServer) -> None:
 @ways
 def test_the_engines_above_do_all_that_vllm_does(runner: str, depth: int) -> None:
     events: Counter[str] = Counter()
-    for seed in range(15):
+    for seed in range(25):
         events += served(seed, runner, depth).engine.events
     expected = set(ALWAYS)
     if depth > 1:
@@ -119,7 +119,7 @@ def check_faulty(server: FakeServer) -> tuple[int, int]:
 def test_after_a_fault_the_scores_come_back_and_every_fault_is_told(runner: str, depth: int) -> None:
     events: Counter[str] = Counter()
     scored = missing = 0
-    for seed in range(15):
+    for seed in range(25):
         server = served(seed, runner, depth, faults=0.06)
         own_scored, own_missing = check_faulty(server)
         scored, missing = scored + own_scored, missing + own_missing

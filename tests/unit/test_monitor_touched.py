@@ -207,11 +207,11 @@ def uncovered_wraps(tree: ast.Module) -> list[str]:
 HELD = """
 runner batch table tables worker scheduler_output kv_cache_config group spec vllm_config model_config c
 model_runner_output client_outputs output outputs stage intermediate get_pp_group get_tp_group request
-req_state parent request_output engine_client client
+req_state parent request_output engine_client client scheduler manager prepared
 """
 OF_VLLM = set(HELD.split())
 # What NumPy, torch and Python have on them, and what is the monitor's own.
-NOT_OF_VLLM = {"type", "astype", "pop", "values"}
+NOT_OF_VLLM = {"type", "astype", "get", "pop", "values"}
 OURS = {"probewatch", "probewatch_plan"}
 
 

@@ -50,6 +50,7 @@ def test_reasons_survive_the_wire() -> None:
 
 def test_a_message_is_plain_bytes_and_numbers() -> None:
     message = pack(step_of(2, 1), ints(1))
+    assert message.pop("steered") == {}
     assert {type(entry) for entry in message.values()} <= {bytes, int, float}
     assert not any(
         bytes(entry).startswith(pickle.PROTO) for entry in message.values() if isinstance(entry, bytes)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from monitor.events import StepView, Stop
-from monitor.stops import StopWatch
+from monitor.triggers import Triggers
 from probes import Probe
 from tests.unit.monitor_fakes import alerting, make_bank
 
 PROMPT = 4
 
 
-def watch(**changes: object) -> StopWatch:
+def watch(**changes: object) -> Triggers:
     """Of one probe that stops above 1, by the mean of the answer's tokens from the third on."""
     settings: dict[str, object] = {
         "default_action": "stop",
@@ -22,21 +22,21 @@ def watch(**changes: object) -> StopWatch:
         "aggregation": {"method": "mean", "min_tokens": 3},
         "statistic": "running_sup",
     }
-    return StopWatch(make_bank(probe(**{**settings, **changes})))
+    return Triggers(make_bank(probe(**{**settings, **changes})))
 
 
 def probe(**changes: object) -> Probe:
     return alerting("guard", **changes)
 
 
-def step(watched: StopWatch, start: int, scores: list[float], request: str = "a") -> tuple[Stop, ...]:
+def step(watched: Triggers, start: int, scores: list[float], request: str = "a") -> tuple[Stop, ...]:
     """One step of one request in which these scores became due."""
     ints = [np.array([n], np.int64) for n in (start, PROMPT, 0)]
     view = StepView(
         (request,), np.array([0, len(scores)]), ints[0], ints[1], ints[2], np.zeros(0, np.int64), {}
     )
     states = np.array(scores, np.float32).reshape(-1, 1)
-    return watched.follow(view, np.array([start]), np.array([len(scores)]), states)
+    return watched.follow(view, np.array([start]), np.array([len(scores)]), states).stops
 
 
 def test_the_aggregation_decides_and_not_a_single_token() -> None:
@@ -78,7 +78,7 @@ def test_a_sequence_is_forgotten_when_it_ends_and_keeps_its_threshold_while_it_r
     watched = watch()
     step(watched, 0, [0.0] * PROMPT)
     bank = make_bank(probe(threshold=1.0, default_action="stop"))
-    watched.renew(bank.restated([probe(threshold=1e6, default_action="stop")]), bank)
+    watched.renew(bank.follow([probe(threshold=1e6, default_action="stop")]), bank)
     assert step(watched, 4, [9.0, 9.0, 9.0]) == (Stop(0, "guard", 6),)
     watched.forget(["a", "unknown"])
     assert len(watched) == 0
@@ -98,7 +98,7 @@ def test_a_probe_that_is_detached_stops_nobody_whoever_takes_its_place() -> None
         "aggregation": {"method": "max"},
     }
     before = make_bank(probe(**settings), capacity=2)
-    watched = StopWatch(before)
+    watched = Triggers(before)
     step(watched, 0, [0.0] * PROMPT)
     watched.renew(before.follow([alerting("other", threshold=100.0)]), before)
     assert step(watched, 4, [50.0]) == ()

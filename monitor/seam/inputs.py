@@ -1,0 +1,25 @@
+"""Admission: what a request asks of the monitor is checked, and steering becomes part of its prefix-cache key.
+
+Every way into the engine leads through vLLM's ``InputProcessor``: HTTP, ``LLM.generate`` and ``LLM.chat``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monitor.arguments import cache_salt
+from monitor.seam.patching import wrap
+from monitor.wire import CARRIER
+
+
+def patch_input_processor(processor_class: type) -> None:
+    """Wraps ``InputProcessor.process_inputs``; an error of the request's becomes HTTP 400."""
+
+    def process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        arguments = getattr(request.sampling_params, "extra_args", None)
+        if arguments and hasattr(self, CARRIER):
+            request.cache_salt = cache_salt(arguments, getattr(self, CARRIER), request.cache_salt)
+        return request
+
+    wrap(processor_class, "process_inputs", process_inputs)

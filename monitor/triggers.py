@@ -1,0 +1,288 @@
+"""What probes with the actions ``stop`` and ``steer:VECTOR`` do to running sequences, and when.
+
+The aggregation decides, not a single token: what is followed is the statistic that the threshold was calibrated on,
+with its mask and its ``min_tokens``. Vectorised over the batch; only running sequences are held, a few numbers each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.bank import ProbeBank, Seat
+from monitor.events import FloatArray, IntArray, StepRows, StepView, Stop
+from monitor.running import Bools, RunningStatistics
+from monitor.slices import row_owners
+from probes.masks import mask
+
+NEVER = np.iinfo(np.int64).max
+_STEER = "steer:"
+
+
+@dataclass
+class _Trigger:
+    """One acting probe, for the sequences that began while it was set so. Arrays are by slot."""
+
+    seat: Seat
+    statistics: RunningStatistics
+    gate: int | None
+    """Which of the device's gates it drives; None for one that stops."""
+    members: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    since: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Position of the token whose score crossed, ``NEVER`` so far."""
+
+    def grow(self, slots: int) -> None:
+        more = slots - len(self.members)
+        self.members = np.concatenate([self.members, np.zeros(more, bool)])
+        self.since = np.concatenate([self.since, np.full(more, NEVER)])
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What has crossed by the end of a step."""
+
+    stops: tuple[Stop, ...] = ()
+    """Told again with every step until the sequence ends: vLLM may have dropped the output that carried it."""
+    gated: tuple[tuple[int, int], ...] = ()
+    """(row of the request, position of the first token that may be steered) of gates that opened in this step."""
+
+
+def gating(bank: ProbeBank) -> list[Seat]:
+    """The seats of a bank that gate, in the order of the device's gates."""
+    return [seat for seat in bank.seats if seat.probe.manifest.default_action.startswith(_STEER)]
+
+
+def steer_of(seat: Seat) -> str:
+    """What a gating probe asks for: ``VECTOR[:SCALE][:WORD]...``."""
+    return seat.probe.manifest.default_action.removeprefix(_STEER)
+
+
+class Triggers:
+    """Follows sequences from the step in which their first output comes."""
+
+    def __init__(self, bank: ProbeBank) -> None:
+        """Raises ``AttachError`` for an acting probe that cannot be followed."""
+        self._slots: dict[str, int] = {}
+        self._free: list[int] = []
+        self._next: IntArray = np.zeros(0, np.int64)
+        """[slots] position of the first token that has not been taken in"""
+        self._live = _triggers(bank)
+        """For sequences that come."""
+        self._old: list[_Trigger] = []
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def renew(self, bank: ProbeBank, before: ProbeBank) -> None:
+        """Called in the order of the steps: from the next one on, states are laid out by ``bank``.
+
+        Sequences that run keep their thresholds; a probe that has gone, moved, or acts otherwise now, does nothing to
+        them any more.
+        """
+        fresh = _triggers(bank)
+        stays = {seat.states.start for seat in bank.shared_with(before)}
+        gates = {(t.seat.states.start, t.seat.probe.manifest.default_action): t.gate for t in fresh}
+        kept = []
+        for trigger in [*self._old, *self._live]:
+            place = (trigger.seat.states.start, trigger.seat.probe.manifest.default_action)
+            if place[0] in stays and place in gates and trigger.members.any():
+                trigger.gate = gates[place]
+                kept.append(trigger)
+        for trigger in fresh:
+            trigger.grow(len(self._next))
+        self._old, self._live = kept, fresh
+
+    def forget(self, request_ids: Iterable[str]) -> None:
+        """Sequences that vLLM has let go of."""
+        for request_id in request_ids:
+            slot = self._slots.pop(request_id, None)
+            if slot is not None:
+                self._free.append(slot)
+                for trigger in self._all:
+                    trigger.members[slot] = False
+        if self._old:
+            self._old = [trigger for trigger in self._old if trigger.members.any()]
+
+    @property
+    def _all(self) -> list[_Trigger]:
+        return [*self._old, *self._live]
+
+    def follow(
+        self,
+        view: StepView,
+        starts: IntArray,
+        counts: IntArray,
+        states: FloatArray,
+        early: Bools | None = None,
+    ) -> Crossed:
+        """Takes in what became due in a step, ``states [sum(counts), K]``.
+
+        ``early [G]``: gates that the device opens within the forward pass that reads them, for a request's only row.
+        """
+        if not self._live and not self._slots:
+            return Crossed()
+        rows = np.flatnonzero(counts)
+        for row in rows[starts[rows] == 0].tolist():
+            if self._live:
+                self._begin(view.request_ids[row])
+        slots = np.array([self._slots.get(view.request_ids[row], -1) for row in rows.tolist()], np.int64)
+        rows, slots = rows[slots >= 0], slots[slots >= 0]
+        if not len(rows):
+            return Crossed()
+        due = _Due.of(view, rows, slots, starts, counts, states, self._next)
+        stops: dict[int, Stop] = {}
+        gated = []
+        for trigger in self._all:
+            opened = _take(trigger, due)
+            if trigger.gate is None:
+                for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+                    if trigger.members[slot] and trigger.since[slot] != NEVER:
+                        stop = Stop(row, trigger.seat.probe.manifest.name, int(trigger.since[slot]))
+                        if row not in stops or stop.position < stops[row].position:
+                            stops[row] = stop
+                continue
+            for at in np.flatnonzero(opened).tolist():
+                row, slot = int(rows[at]), int(slots[at])
+                within = early is not None and bool(early[trigger.gate]) and counts[row] == 1
+                trigger.since[slot] += 0 if within else 1
+                gated.append((row, int(trigger.since[slot])))
+        self._next[slots] = np.maximum(self._next[slots], starts[rows] + counts[rows])
+        return Crossed(tuple(stops.values()), tuple(gated))
+
+    def _begin(self, request_id: str) -> None:
+        slot = self._slots.get(request_id)
+        if slot is None:
+            if not self._free:
+                size = max(64, 2 * len(self._next))
+                self._free = list(range(size - 1, len(self._next) - 1, -1))
+                self._next = np.concatenate([self._next, np.zeros(size - len(self._next), np.int64)])
+                for trigger in self._all:
+                    trigger.grow(size)
+            slot = self._slots[request_id] = self._free.pop()
+        self._next[slot] = 0
+        for trigger in self._live:
+            trigger.members[slot] = True
+            trigger.since[slot] = NEVER
+            trigger.statistics.begin(np.array([slot]))
+
+    def levels(self, step: StepRows, gates: int) -> FloatArray | None:
+        """``[T, G]``: the score above which each row opens each gate; -inf open already, inf not to be opened.
+
+        None where no sequence has anything to do with a gate.
+        """
+        triggers = [trigger for trigger in self._all if trigger.gate is not None]
+        if not triggers or not self._slots:
+            return None
+        rows = [(r, self._slots[name]) for r, name in enumerate(step.request_ids) if name in self._slots]
+        if not rows:
+            return None
+        picked = np.array(rows, np.int64)
+        starts, counts = step.query_start_loc[:-1], np.diff(step.query_start_loc)
+        found: npt.NDArray[np.float32] = np.full((step.rows, gates), np.inf, np.float32)
+        for trigger in triggers:
+            self._fill(found, trigger, step, picked, starts, counts)
+        return found
+
+    def _fill(
+        self,
+        found: FloatArray,
+        trigger: _Trigger,
+        step: StepRows,
+        picked: IntArray,
+        starts: IntArray,
+        counts: IntArray,
+    ) -> None:
+        own = picked[trigger.members[picked[:, 1]]]
+        rows, slots = own[:, 0], own[:, 1]
+        since = trigger.since[slots]
+        opened = since != NEVER
+        for row, first_open in zip(rows[opened].tolist(), since[opened].tolist(), strict=True):
+            # By position: after a preemption, tokens from before the gate opened are computed again.
+            begin = max(0, first_open - int(step.first_position[row]))
+            if begin < counts[row]:
+                found[starts[row] + begin : starts[row] + counts[row], trigger.gate] = -np.inf
+        # With asynchronous scheduling the host may be a token behind; then the gate opens a token late at worst.
+        single = ~opened & (counts[rows] == 1) & (step.first_position[rows] >= self._next[slots])
+        rows, slots = rows[single], slots[single]
+        inside = mask(
+            step.first_position[rows], step.prompt_tokens[rows], trigger.seat.probe.manifest.token_mask
+        )
+        rows, slots = rows[inside], slots[inside]
+        found[starts[rows], trigger.gate] = trigger.statistics.levels(slots)
+
+
+@dataclass(frozen=True)
+class _Due:
+    """The tokens that became due in a step, of the ``n`` sequences that are followed."""
+
+    slots: IntArray
+    """[n]"""
+    owner: IntArray
+    """[T] which of the n"""
+    positions: IntArray
+    """[T]"""
+    prompts: IntArray
+    """[T] length of the prompt of its sequence"""
+    states: FloatArray
+    """[T, K]"""
+    new: Bools
+    """[T] not taken in before: an output that vLLM drops comes again"""
+
+    @classmethod
+    def of(
+        cls,
+        view: StepView,
+        rows: IntArray,
+        slots: IntArray,
+        starts: IntArray,
+        counts: IntArray,
+        states: FloatArray,
+        following: IntArray,
+    ) -> _Due:
+        owner, offset = row_owners(counts[rows])
+        first = (np.cumsum(counts) - counts)[rows]
+        positions = starts[rows][owner] + offset
+        return cls(
+            slots,
+            owner,
+            positions,
+            view.prompt_tokens[rows][owner],
+            states[first[owner] + offset],
+            positions >= following[slots][owner],
+        )
+
+
+def _take(trigger: _Trigger, due: _Due) -> Bools:
+    """[n] which of the sequences crossed in this step; notes where."""
+    scores = due.states[:, trigger.seat.states.start].astype(np.float64)
+    waiting = trigger.members[due.slots] & (trigger.since[due.slots] == NEVER)
+    inside = waiting[due.owner] & due.new & np.isfinite(scores)
+    inside &= mask(due.positions, due.prompts, trigger.seat.probe.manifest.token_mask)
+    tokens = np.flatnonzero(inside)
+    crossed = np.zeros(len(due.slots), bool)
+    if not len(tokens):
+        return crossed
+    owner = due.owner[tokens]
+    several = np.bincount(owner, minlength=len(due.slots)) > 1
+    alone = ~several[owner]
+    above = trigger.statistics.add(due.slots[owner[alone]], scores[tokens[alone]])
+    at = tokens[alone][above]
+    for one in np.flatnonzero(several).tolist():
+        own = tokens[owner == one]
+        found = trigger.statistics.add_many(int(due.slots[one]), scores[own])
+        at = at if found is None else np.append(at, own[found])
+    crossed[due.owner[at]] = True
+    trigger.since[due.slots[due.owner[at]]] = due.positions[at]
+    return crossed
+
+
+def _triggers(bank: ProbeBank) -> list[_Trigger]:
+    gates: Sequence[Seat] = gating(bank)
+    return [
+        _Trigger(seat, RunningStatistics(seat.probe), gates.index(seat) if seat in gates else None)
+        for seat in bank.seats
+        if seat.probe.manifest.default_action == "stop" or seat in gates
+    ]
