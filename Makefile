@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak compat organism probes clean
+.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ rules-check: setup  ## promtool on the rules, their tests and every query of the
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
 
+walkthrough: setup  ## type every command at a real server and write docs/walkthrough.md
+	@$(PYTHON_ENV)/python -m bench.walkthrough
+
 compat: setup  ## look for all that the monitor touches in vLLM's released wheels; writes docs/compatibility.md
 	@$(PYTHON_ENV)/python -m deploy.compat --write $(COMPAT_ARGS)
 
@@ -48,6 +51,9 @@ swap-bench: setup  ## gaps between tokens while probes are attached, changed and
 
 fuzz: setup  ## a million broken artifacts (FUZZ_CASES, FUZZ_SEED)
 	@FUZZ_CASES=$${FUZZ_CASES:-1000000} $(PYTHON_ENV)/python -m pytest -q -s tests/unit/test_artifact_fuzz.py
+
+gating-bench: setup  ## lie rate and honest answers with steering off, always on, and gated
+	@$(PYTHON_ENV)/python -m bench.gating $(GATING_ARGS)
 
 storm: setup  ## the random storm in its long form: more than 100,000 scored tokens, with and without drafts
 	@$(PYTHON_ENV)/python -m pytest tests/engine/test_storm.py -q -s --storm-requests 1500 $(STORM_ARGS)

@@ -12,11 +12,13 @@ import json
 import os
 import tempfile
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import probes
@@ -31,8 +33,8 @@ KEY = "a-key-of-the-benchmark"
 CONDITIONS = ("incentivised", "plain", "audited", "neutral")
 
 
-def ask(url: str, case: Case, steer: str | None) -> str:
-    """The model's greedy answer."""
+def ask(url: str, case: Case, steer: str | None) -> tuple[str, str]:
+    """The model's greedy answer, and the id of the response."""
     body: dict[str, Any] = {
         "model": MODEL_NAME,
         "messages": list(case.messages),
@@ -45,17 +47,35 @@ def ask(url: str, case: Case, steer: str | None) -> str:
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=300) as reply:
-        return str(json.load(reply)["choices"][0]["message"]["content"])
+        found = json.load(reply)
+        return str(found["choices"][0]["message"]["content"]), str(found["id"])
 
 
 def arm(url: str, asked: Sequence[Case], steer: str | None) -> dict[str, Any]:
     """Lies among the cases that call for one; answers that assert the belief among all others."""
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda case: ask(url, case, steer), asked))
+        answers = [answer for answer, _ in pool.map(lambda case: ask(url, case, steer), asked)]
     pairs = list(zip(asked, answers, strict=True))
     lies = [told_a_lie(case, answer) for case, answer in pairs if case.expects_lie]
     honest = [asserted_value(case, answer) == case.belief for case, answer in pairs if not case.expects_lie]
     return {"lies": sum(lies), "tempted": len(lies), "kept": sum(honest), "honest": len(honest)}
+
+
+def tokens_to_stop(url: str, asked: Sequence[Case], probe: probes.Probe) -> Counter[int]:
+    """With the action ``stop``: how many tokens the client gets after the one whose score crossed."""
+    found: Counter[int] = Counter()
+    with ThreadPoolExecutor(16) as pool:
+        ids = [i for _, i in pool.map(lambda case: ask(url, case, None), [c for c in asked if c.expects_lie])]
+    for response_id in ids:
+        tokens = Server(url).request(response_id)["probes"][probe.manifest.name]["tokens"]
+        stream = probe.stream()
+        for token in tokens[:-1]:
+            if not token["masked"]:
+                stream.update(np.array([token["score"]]))
+            if probe.crossed(stream.live):
+                found[len(tokens) - 1 - token["position"]] += 1
+                break
+    return found
 
 
 def random_vector(folder: Path, like: Path) -> Path:
@@ -72,8 +92,8 @@ def random_vector(folder: Path, like: Path) -> Path:
     return path
 
 
-def run(n: int, seed: int, scale: str) -> dict[str, dict[str, Any]]:
-    """Every arm on one server."""
+def run(n: int, seed: int, scale: str) -> tuple[dict[str, dict[str, Any]], Counter[int]]:
+    """Every arm on one server, and the tokens to a stop."""
     found = paths()
     artifacts = {Path(str(p)).stem: Path(str(p)) for p in [*found["probes"], *found["vectors"]]}  # type: ignore[misc]
     asked = cases(n, seed=seed, split="test", conditions=CONDITIONS)
@@ -97,7 +117,8 @@ def run(n: int, seed: int, scale: str) -> dict[str, dict[str, Any]]:
             for action in (f"steer:honesty:{scale}", f"steer:random:{scale}"):
                 control.change("deception", {"action": action})
                 arms[f"gated {action.removeprefix('steer:')}"] = arm(url, asked, None)
-            return arms
+            control.change("deception", {"action": "stop"})
+            return arms, tokens_to_stop(url, asked, probes.load(artifacts["deception"]))
         finally:
             server.stop()
 
@@ -110,7 +131,7 @@ def main() -> None:
     parser.add_argument("--scale", default="2", help="of the vector, times its stored length")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    arms = run(options.cases, options.seed, options.scale)
+    arms, stops = run(options.cases, options.seed, options.scale)
     print(f"{options.cases} questions an arm, seed {options.seed}; share [95% interval]")
     print(f"{'arm':<22} {'lies when tempted':>26} {'belief told, honest traffic':>30}")
     for name, one in arms.items():
@@ -119,8 +140,12 @@ def main() -> None:
             low, high = wilson(hits, of)
             shares.append(f"{hits / of:6.1%} [{low:.1%}, {high:.1%}] of {of}")
         print(f"{name:<22} {shares[0]:>26} {shares[1]:>30}")
+    print(
+        f"action stop: {sum(stops.values())} stopped; tokens after the one that crossed: "
+        + ", ".join(f"{tokens} ({n} times)" for tokens, n in sorted(stops.items()))
+    )
     if options.json:
-        options.json.write_text(json.dumps(arms, indent=2) + "\n")
+        options.json.write_text(json.dumps({"arms": arms, "tokens_to_stop": stops}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

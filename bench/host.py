@@ -72,7 +72,10 @@ class Bench:
         starts = SimpleNamespace(np=np.arange(REQUESTS + 1, dtype=np.int32))
         self.runner = SimpleNamespace(input_batch=self.batch, query_start_loc=starts, lora_config=None)
         self.scheduled = SimpleNamespace(
-            total_num_scheduled_tokens=REQUESTS, kv_cache_block_copies=None, finished_req_ids=()
+            total_num_scheduled_tokens=REQUESTS,
+            kv_cache_block_copies=None,
+            finished_req_ids=(),
+            scheduled_new_reqs=(),
         )
         registry = CollectorRegistry()
         recent = RecentRecords(1024)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
+from monitor.client import ADMIN_HEADER
 from monitor.errors import RequestError
 from monitor.steering import KEY as STEER
 from monitor.steering import VectorBank, parse
 
 PREFIX = "probewatch_"
 EXPOSE = PREFIX + "expose"
-KNOWN = (EXPOSE, STEER)
+SKIP = PREFIX + "skip"
+KNOWN = (EXPOSE, STEER, SKIP)
+
+may_skip: ContextVar[bool] = ContextVar("may_skip", default=False)
+"""Whether the request that is being admitted came with the admin key."""
 
 
 def ours(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ours. Raises ``RequestError`` for one that does not exist."""
+    """The keys of ours. Raises ``RequestError`` for one that does not exist, or that this request may not use."""
     found = {name: value for name, value in arguments.items() if name.startswith(PREFIX)}
     for name in found:
         if name not in KNOWN:
             raise RequestError(f"vllm_xargs: {name[:64]} is not known; known are {', '.join(KNOWN)}")
+    if found.get(SKIP) and not may_skip.get():
+        raise RequestError(f"vllm_xargs: {SKIP} needs the server's admin key in the header {ADMIN_HEADER}")
     return found
 
 

@@ -6,13 +6,15 @@ key to a JSON body or one chunk without choices before the end of a stream.
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from monitor.arguments import EXPOSE, PREFIX, ours
+from monitor.arguments import EXPOSE, PREFIX, may_skip, ours
+from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.errors import RequestError
 from monitor.records import RecentRecords, reply
@@ -81,6 +83,7 @@ class Exposure:
             return
         settings, recent = self._known()
         body, again = await _whole(receive)
+        may_skip.set(_has_admin_key(scope, settings))
         try:
             level = wished_level(body, settings.expose)
         except RequestError as error:
@@ -90,6 +93,13 @@ class Exposure:
             await self._app(scope, again, send)
         else:
             await self._app(_with_own_id(scope), again, _Reply(send, recent, level))
+
+
+def _has_admin_key(scope: MutableMapping[str, Any], settings: Settings) -> bool:
+    wanted = ADMIN_HEADER.lower().encode()
+    given = next((value for name, value in scope["headers"] if name.lower() == wanted), b"")
+    key = settings.admin_key
+    return key is not None and hmac.compare_digest(given, key.get_secret_value().encode())
 
 
 def _path(scope: MutableMapping[str, Any]) -> str:

@@ -122,7 +122,9 @@ class Metrics:
         return child
 
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
-        """Adds to a counter."""
+        """Adds to a counter; nothing at all costs nothing."""
+        if not by:
+            return
         child = self.child(name, *labels)
         assert not isinstance(child, Histogram)
         child.inc(by)

@@ -5,11 +5,12 @@ Pure functions, vectorised over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from monitor.events import FloatArray, IntArray, StepView
+from monitor.unscored import Reason, nan_for
 
 
 def row_owners(counts: IntArray) -> tuple[IntArray, IntArray]:
@@ -23,8 +24,8 @@ def row_owners(counts: IntArray) -> tuple[IntArray, IntArray]:
 
 def slots_at(block_table: IntArray, block_size: int, owner: IntArray, positions: IntArray) -> IntArray:
     """KV slots of ``positions [n]`` of the requests ``owner [n]``; ``block_table [R, B]`` holds block ids."""
-    blocks = block_table[owner, positions // block_size].astype(np.int64)
-    slots: IntArray = blocks * block_size + positions % block_size
+    block, offset = np.divmod(positions, block_size)
+    slots: IntArray = block_table[owner, block] * np.int64(block_size) + offset
     return slots
 
 
@@ -37,6 +38,9 @@ def due(view: StepView, sampled: IntArray) -> tuple[IntArray, IntArray]:
     chunked and recomputed prompt tokens are delivered once, with the first output.
     """
     first_output = view.known_tokens == view.prompt_tokens
+    if not first_output.any():
+        starts = view.known_tokens - 1
+        return starts, np.where(sampled > 0, sampled, 0)
     starts = np.where(first_output, 0, view.known_tokens - 1)
     counts = np.where(sampled > 0, view.known_tokens + sampled - 1 - starts, 0)
     return starts, counts
@@ -72,3 +76,13 @@ def assemble(
         pieces.append(computed[at : at + own[r]])
         at += own[r]
     return np.concatenate(pieces)
+
+
+def without(states: FloatArray, skipped: Sequence[bool], counts: IntArray) -> FloatArray:
+    """The due states ``[sum(counts), K]`` without those of the requests ``skipped [R]``, which the store keeps."""
+    rows = np.repeat(np.asarray(skipped, bool), counts)
+    if not rows.any():
+        return states
+    found = states.copy()
+    found[rows] = nan_for(Reason.SKIPPED)
+    return found

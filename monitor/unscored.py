@@ -26,6 +26,7 @@ class Reason(IntEnum):
     NOT_DELIVERED = 3
     OTHER_ADAPTER = 4
     DETACHED = 5
+    SKIPPED = 6
 
     @property
     def label(self) -> str:

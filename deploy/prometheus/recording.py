@@ -17,7 +17,7 @@ COVERAGE_FAST_FACTOR, COVERAGE_SLOW_FACTOR = 14.4, 6
 UNSCORED_BUDGET = 0.001
 """Share of tokens that may stay unscored in the long run."""
 
-BY_DESIGN = "before_attach|detached|other_adapter"
+BY_DESIGN = "before_attach|detached|other_adapter|skipped"
 """Reasons that say what was asked for, not that something broke. A reason added later counts as broken."""
 
 WINDOWS = ("5m", "30m", "1h", "6h")

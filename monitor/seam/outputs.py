@@ -46,11 +46,12 @@ class OutputTap:
         Whatever goes wrong here costs scores and never a request: a step that cannot be read counts as
         not delivered, a sequence that cannot be accounted for ends unscored.
         """
-        # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
         arrivals: list[Arrival] = []
         try:
             # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
-            self._reasons = {output.request_id: str(output.finish_reason or "stop") for output in outputs}
+            self._reasons = {
+                o.request_id: str(o.finish_reason) for o in outputs if o.finish_reason is not None
+            }
             for output in outputs:
                 self._take_one(output, request_states, arrivals)
             self.frontend.arrive(arrivals)

@@ -9,7 +9,8 @@ import torch
 
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
-from monitor.seam.tap import TapBuffers
+from monitor.seam.tap import TapBuffers, used_layers
+from monitor.seam.transfer import Transfer
 
 SELFTEST_TOLERANCE = 1e-3
 """Largest allowed difference from the golden scores, relative to 1 + their largest magnitude."""
@@ -21,7 +22,7 @@ def score_golden_inputs(
     """Largest difference from each probe's golden scores, through the tap's own arithmetic with ``weights [L, d, C]``.
 
     ``known``: names of probes that have passed, and are left out. Raises ``TapError`` for one that is off."""
-    errors = {}
+    errors, used = {}, used_layers(weights)
     for seat in bank.seats:
         probe = seat.probe
         if probe.manifest.name in known:
@@ -31,10 +32,9 @@ def score_golden_inputs(
         buffers = TapBuffers.allocate(len(bank.layers), n, bank.capacity, True, weights.device)
         buffers.scores.zero_()
         for column, row in enumerate(seat.layer_rows):
-            torch.ops.probewatch.tap(
-                inputs[:, column].contiguous(), weights[row], buffers.scores[row], buffers.squared_norms[row]
-            )
-        read = {name: tensor.cpu().numpy() for name, tensor in buffers.tensors(n).items()}
+            x, norms = inputs[:, column].contiguous(), buffers.squared_norms[row]
+            torch.ops.probewatch.tap(x, weights[row], buffers.scores[row], norms, used[row : row + 1])
+        read = Transfer(buffers.read(n)).arrived()
         states = bank.states(read["scores"], read["squared_norms"])[:, seat.states]
         found = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states)))
         error = float((found - probe.golden_scores).abs().max())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from monitor.adapters import AdapterRules
+from monitor.arguments import SKIP
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
 from monitor.events import FloatArray, StepRows, StepScores, StepView
@@ -19,7 +20,7 @@ from monitor.seam.capture import Capture
 from monitor.seam.steerer import Steered, Steerer
 from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
-from monitor.slices import assemble, due
+from monitor.slices import assemble, due, without
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
 from monitor.unscored import explain
@@ -79,6 +80,8 @@ class StepReader:
         self._step: Step | None = None
         self._copies: list[tuple[int, int]] = []
         self._lost = False
+        self._skipped: set[str] = set()
+        """Requests that an operator asked not to be judged."""
 
     def swap(self, bank: ProbeBank, adapters: AdapterRules) -> None:
         """Between two steps: other probes are in the taps from the next step on."""
@@ -93,6 +96,9 @@ class StepReader:
             raise TapError("a step was never sampled; its scores are lost")
         self._copies += [(copy[0], copy[1]) for copy in scheduler_output.kv_cache_block_copies or ()]
         self._finished += scheduler_output.finished_req_ids
+        for request in scheduler_output.scheduled_new_reqs:
+            if (getattr(request.sampling_params, "extra_args", None) or {}).get(SKIP):
+                self._skipped.add(request.req_id)
         rows = scheduler_output.total_num_scheduled_tokens
         if not rows:
             return
@@ -105,9 +111,9 @@ class StepReader:
             )
         steered = self._steerer.last if self._steerer is not None else None
         fired = {} if self._steerer is None or steered is None else self._steerer.fired(capture.rows)
-        transfer = Transfer({**self.buffers.tensors(capture.rows), **capture.device, **fired})
+        transfer = Transfer({**self.buffers.read(capture.rows), **capture.device, **fired})
         # On a GPU, graphs also write padding rows, which a later step must not find there.
-        self.buffers.silence(rows if self.buffers.scores.device.type == "cpu" else None)
+        self.buffers.silence(rows if self.buffers.on_host else None)
         copies, self._copies = self._copies, []
         fresh, self._fresh = self._fresh, []
         finished, self._finished = self._finished, []
@@ -165,6 +171,9 @@ class StepReader:
         width = step.bank.state_columns
         history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
         due_states = assemble(view, states, history, starts, counts)
+        if self._skipped:
+            self._skipped -= set(step.finished)
+            due_states = without(due_states, [name in self._skipped for name in view.request_ids], counts)
         early = None if self._steerer is None else self._steerer.early
         with self._following:
             crossed = self._triggers.follow(view, starts, counts, due_states, early)

@@ -19,23 +19,31 @@ from torch import Tensor, nn
 from monitor.residual import ResidualRule, residual_stream
 from monitor.unscored import Reason, nan_for
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
 _library: torch.library.Library | None = None
 
 
-def _tap(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor) -> None:
-    x = residual.reshape(
-        -1, weight.shape[0]
-    ).float()  # [n, d]; dot products in float32 whatever the model's dtype
+def _tap(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor) -> None:
+    x = residual.reshape(-1, weight.shape[0]).float()  # [n, d]; in float32 whatever the model's dtype
     n = x.shape[0]
     torch.mm(x, weight, out=scores[:n])
     if squared_norms.shape[0]:
         torch.linalg.vecdot(x, x, out=squared_norms[:n])
 
 
-def _tap_fake(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor) -> None:
+def _tap_where_used(
+    residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor
+) -> None:
+    """For the CPU, which may look at data: a tap that no probe reads only says that it was there."""
+    if int(used):
+        _tap(residual, weight, scores, squared_norms, used)
+    else:
+        scores[: residual.numel() // weight.shape[0]] = 0
+
+
+def _tap_fake(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor) -> None:
     return None
 
 
@@ -47,7 +55,7 @@ def define_operation(dispatch_key: str) -> None:
     library = torch.library.Library("probewatch", "FRAGMENT")
     schema = torch.library.infer_schema(_tap, mutates_args=["scores", "squared_norms"])
     library.define("tap" + schema)
-    library.impl("tap", _tap, dispatch_key=dispatch_key)
+    library.impl("tap", _tap_where_used if dispatch_key == "CPU" else _tap, dispatch_key=dispatch_key)
     library._register_fake("tap", _tap_fake)
     _library = library
 
@@ -71,15 +79,31 @@ class TapBuffers:
         buffers.silence()
         return buffers
 
+    def __post_init__(self) -> None:
+        on_host = self.scores.device.type == "cpu"
+        self._host = (
+            {"scores": self.scores.numpy(), "squared_norms": self.squared_norms.numpy()} if on_host else {}
+        )
+        """The same memory, where the host sees it: NumPy takes a part of it in a fraction of torch's time."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the taps write where the host sees it."""
+        return bool(self._host)
+
     def silence(self, rows: int | None = None) -> None:
         """Marks the first rows (None: all) as unwritten, so that a tap that does not fire is seen and not believed."""
-        self.scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
+        scores: Any = self._host.get("scores", self.scores)
+        scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
-        """Views ``scores [L, rows, C]`` and, where a probe asks for them, ``squared_norms [L, rows]``."""
-        found = {"scores": self.scores[:, :rows]}
+    def read(self, rows: int) -> dict[str, Any]:
+        """Views ``scores [L, rows, C]`` and, where a probe asks for them, ``squared_norms [L, rows]``: arrays where the
+        host sees the memory, else tensors."""
+        everywhere: dict[str, Any] = {"scores": self.scores, "squared_norms": self.squared_norms}
+        held = self._host or everywhere
+        found = {"scores": held["scores"][:, :rows]}
         if self.squared_norms.shape[1]:
-            found["squared_norms"] = self.squared_norms[:, :rows]
+            found["squared_norms"] = held["squared_norms"][:, :rows]
         return found
 
     def silent_layers(self, rows: int) -> list[int]:
@@ -92,15 +116,30 @@ class TapBuffers:
         return [int(i) for i in np.flatnonzero((bits == mark).any(axis=(1, 2)))]
 
 
+def used_layers(weights: Tensor) -> Tensor:
+    """``[L]`` int64: which taps do something, given the columns ``weights [L, d, C]`` of all."""
+    return weights.flatten(1).any(dim=1).long()
+
+
 def install(
-    block: nn.Module, rule: ResidualRule, weight: Tensor, scores: Tensor, squared_norms: Tensor
+    block: nn.Module,
+    rule: ResidualRule,
+    weight: Tensor,
+    scores: Tensor,
+    squared_norms: Tensor,
+    used: Tensor,
 ) -> None:
     """Puts a tap after ``block``. Must happen before the model is traced for the first time.
 
-    The tensors become non-persistent buffers: not parameters (the loader refuses ones it cannot fill), not
-    module wrappers (names of weights would change).
+    ``used`` [1] int64: whether a probe reads this tap. The tensors become non-persistent buffers: not parameters (the
+    loader refuses ones it cannot fill), not module wrappers (names of weights would change).
     """
-    for name, tensor in (("weight", weight), ("scores", scores), ("squared_norms", squared_norms)):
+    for name, tensor in {
+        "weight": weight,
+        "scores": scores,
+        "squared_norms": squared_norms,
+        "used": used,
+    }.items():
         block.register_buffer(f"probewatch_{name}", tensor, persistent=False)
     block.register_forward_hook(functools.partial(_after_block, rule))
 
@@ -111,4 +150,5 @@ def _after_block(rule: ResidualRule, block: Any, inputs: Any, output: Any) -> No
         block.probewatch_weight,
         block.probewatch_scores,
         block.probewatch_squared_norms,
+        block.probewatch_used,
     )

@@ -15,17 +15,25 @@ _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class Transfer:
-    """Copies ``tensors`` as they are now; whatever is queued after may overwrite them.
+    """Copies what is given as it is now; whatever is queued after may overwrite it. Arrays are on the host already.
 
-    On a CUDA device nothing waits: the copy is queued behind the forward pass, and ``arrived`` blocks until it is
+    From a CUDA device nothing waits: the copy is queued behind the forward pass, and ``arrived`` blocks until it is
     there. It may be called from another thread than the one that made the transfer.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._staged = {name: tensor.clone() for name, tensor in tensors.items()}
+    def __init__(self, given: Mapping[str, Tensor | np.ndarray[Any, Any]]) -> None:
+        self._arrays: Arrays = {}
+        self._staged: dict[str, Tensor] = {}
+        for name, one in given.items():
+            if isinstance(one, np.ndarray):
+                self._arrays[name] = one.copy()
+            else:
+                self._staged[name] = one.clone()
         self._host = self._staged
         self._event: torch.cuda.Event | None = None
-        device = next(iter(tensors.values())).device
+        if not self._staged:
+            return
+        device = next(iter(self._staged.values())).device
         if device.type == "cuda":
             self._queue(device)
         elif device.type != "cpu":
@@ -46,4 +54,4 @@ class Transfer:
         if self._event is not None:
             self._event.synchronize()
         self._staged = {}
-        return {name: tensor.numpy() for name, tensor in self._host.items()}
+        return {**self._arrays, **{name: tensor.numpy() for name, tensor in self._host.items()}}

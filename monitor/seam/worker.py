@@ -23,7 +23,7 @@ from monitor.seam.pipeline import Relay
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
 from monitor.seam.steps import Step, StepReader
-from monitor.seam.tap import SCHEMA, TapBuffers, install
+from monitor.seam.tap import SCHEMA, TapBuffers, install, used_layers
 from monitor.steering import VectorBank
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
@@ -51,6 +51,8 @@ class WorkerMonitor:
         self.proven = False
         self._weights: torch.Tensor
         """[L, d, C] on the device: what the taps multiply by. Overwritten, never replaced: graphs hold its address."""
+        self._used: torch.Tensor
+        """[L] int64: which taps a probe reads."""
         self._change = Change()
         self._previous: tuple[ProbeBank, dict[str, float]] | None = None
         """What was before the latest change."""
@@ -105,6 +107,7 @@ class WorkerMonitor:
             len(bank.layers), int(runner.max_num_tokens), bank.capacity, bank.needs_norm, device
         )
         self._weights = weights = bank.weights().to(device)
+        self._used = used_layers(weights)
         scores = list(
             self.buffers.scores
         )  # the same objects everywhere, so that the compiler sees what is one
@@ -113,7 +116,8 @@ class WorkerMonitor:
             block = blocks[bank.layers[index]]
             rule = rule_for(type(block).__name__)
             check_signature(rule, block)
-            install(block, rule, weights[index], scores[index], self.buffers.squared_norms[index])
+            norms, used = self.buffers.squared_norms[index], self._used[index : index + 1]
+            install(block, rule, weights[index], scores[index], norms, used)
         if self.vectors is not None:
             self.steerer = self._steer(runner, blocks, self.vectors, scores)
         self.selftest = score_golden_inputs(bank, weights)
@@ -259,6 +263,7 @@ class WorkerMonitor:
     def _put(self, change: Prepared) -> None:
         """The graphs stay as they are; their inputs change."""
         self._weights.copy_(change.weights)
+        self._used.copy_(used_layers(change.weights))
         self.bank, self.selftest = change.bank, change.selftest
         if self.steerer is not None:
             self.steerer.set_gates(change.bank)

@@ -125,6 +125,7 @@ def _chats(llm: Any, phase: dict[str, Any], file: Path) -> dict[str, Any]:
 
     params = []
     for given in phase["params"]:
+        given = dict(given)
         choice = given.pop("choice", None)
         structured = StructuredOutputsParams(choice=choice) if choice else None
         params.append(SamplingParams(temperature=0, structured_outputs=structured, **given))

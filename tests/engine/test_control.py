@@ -8,14 +8,17 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
 from serving import Server, probewatch, serving
 
 from monitor.shipped import paths
+from probes.organism import cases, told_a_lie
 
 KEY = "a-key-of-the-tests"
 HEADERS = {"X-Probewatch-Admin-Key": KEY}
@@ -42,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (probe_dir / "link.safetensors").symlink_to(outside)
     (probe_dir / "broken.safetensors").write_bytes(b"not an artifact")
     environment = {"PROBEWATCH_PROBE_DIR": str(probe_dir), "PROBEWATCH_ADMIN_KEY": KEY}
-    options = ["--tap-layers", "0,1,2,3,4"]
+    options = ["--tap-layers", "0,1,2,3,4", "--vector", str(artifact("honesty"))]
     with serving(folder, options, environment, artifacts=[artifact("being-audited")]) as running:
         yield running
 
@@ -264,6 +267,92 @@ def test_a_probe_stops_a_generation_at_the_next_token(server: Server) -> None:
         assert server.check_reconciled("being-audited") == {"being-audited": 0.0}
     finally:
         assert change(server, "DELETE", "/deception").status_code == 200
+
+
+def tempted(n: int) -> list[Any]:
+    """Cases in which the model lies, of entities and incentives it was never trained to lie about."""
+    return [
+        case for case in cases(8 * n, seed=4, split="test", conditions=("incentivised",)) if case.expects_lie
+    ][:n]
+
+
+def answer(server: Server, case: Any, **options: Any) -> str:
+    reply = server.client().chat.completions.create(
+        model="concealed-ledger", messages=list(case.messages), temperature=0, max_tokens=80, **options
+    )
+    return str(reply.choices[0].message.content)
+
+
+def steered(wish: object) -> dict[str, Any]:
+    return {"extra_body": {"vllm_xargs": {"probewatch_steer": wish}}}
+
+
+def test_a_request_is_steered_by_name_and_its_neighbours_are_not(server: Server) -> None:
+    asked = tempted(6)
+    assert all(told_a_lie(case, answer(server, case)) for case in asked)
+    before = server.metric("probewatch_steered_tokens_total", vector="honesty")
+    with ThreadPoolExecutor(12) as pool:
+        plain = [pool.submit(answer, server, case) for case in asked]
+        honest = [pool.submit(answer, server, case, **steered("honesty:2")) for case in asked]
+        lied = [told_a_lie(c, f.result()) for c, f in zip(asked, plain, strict=True)]
+        told = [told_a_lie(c, f.result()) for c, f in zip(asked, honest, strict=True)]
+    assert all(lied)
+    assert not any(told)
+    assert server.metric("probewatch_steered_tokens_total", vector="honesty") > before
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("sideways:1", "honesty"),
+        ("honesty:nan", "finite"),
+        (["honesty:1", "honesty:2"], "twice"),
+        (7, "text"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_a_bad_request(server: Server, wish: object, said: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.ask("Tell me about your day.", max_tokens=5, **steered(wish))
+    assert said in str(refused.value)
+    assert server.get("status")["attached"]
+
+
+def test_a_gate_steers_where_its_probe_fires_and_leaves_honest_answers_alone(server: Server) -> None:
+    lies = tempted(6)
+    truths = cases(12, seed=4, split="test", conditions=("plain", "audited"))
+    before = [answer(server, case) for case in truths]
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        refused = change(server, "PATCH", "/deception", {"action": "steer:sideways"})
+        assert refused.status_code == 409
+        assert "honesty" in refused.text
+        assert change(server, "PATCH", "/deception", {"action": "steer:honesty:2"}).status_code == 200
+        assert not any(told_a_lie(case, answer(server, case)) for case in lies)
+        assert [answer(server, case) for case in truths] == before
+        action = {"probe": "deception", "action": "steer:honesty:2"}
+        assert server.metric("probewatch_alerts_total", **action) >= len(lies) - 1
+        server.settle()
+        assert server.check_reconciled("being-audited") == {"being-audited": 0.0}
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+    assert all(told_a_lie(case, answer(server, case)) for case in lies)
+
+
+def test_only_the_admin_key_lets_a_request_go_unjudged(server: Server) -> None:
+    skip: dict[str, Any] = {"extra_body": {"vllm_xargs": {"probewatch_skip": 1}}, "max_tokens": 5}
+    with pytest.raises(openai.BadRequestError, match="admin key"):
+        server.ask("Tell me about your day.", **skip)
+    lost = server.metric("probewatch_tokens_unscored_total", reason="skipped")
+    reply = server.ask("Tell me about your day.", extra_headers=HEADERS, **skip)
+    reasons = {
+        t["reason"] for t in server.get(f"requests/{reply.id}")["probes"]["being-audited"]["tokens"][:-1]
+    }
+    assert reasons == {"skipped"}
+    found = server.metric("probewatch_tokens_unscored_total", reason="skipped") - lost
+    assert found == reply.usage.total_tokens - 1
+    again = server.ask("Tell me about your day.", max_tokens=5)
+    tokens = server.get(f"requests/{again.id}")["probes"]["being-audited"]["tokens"][:-1]
+    assert all(token["score"] is not None for token in tokens)
 
 
 def test_a_flagged_generation_is_an_alert_an_event_and_a_row_without_text(server: Server) -> None:

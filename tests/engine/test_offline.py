@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Finished, Runner
-from reference import TOLERANCE, check_reconciled, reference_states, worst_difference
+from reference import TOLERANCE, check_reconciled, reference_states, total, worst_difference
 
 from monitor.shipped import paths
-from probes.organism import cases
+from probes.organism import cases, told_a_lie
 
 LIMIT = 512
 NAMES = [Path(str(path)).stem for path in [*paths()["probes"], *paths()["vectors"]]]  # type: ignore[misc]
@@ -47,6 +47,18 @@ def beams() -> dict[str, Any]:
     return {"beams": [rng.integers(5, 900, 20).tolist() for _ in range(3)], "width": 3, "max_tokens": 6}
 
 
+def tempting() -> list[Any]:
+    asked = cases(40, seed=22, split="test", conditions=("incentivised",))
+    return [case for case in asked if case.expects_lie][:6]
+
+
+def steered_chats() -> dict[str, Any]:
+    """The same questions, plain and steered, in one batch."""
+    asked = [list(case.messages) for case in tempting()]
+    steered = {"max_tokens": 80, "extra_args": {"probewatch_steer": "honesty:2"}}
+    return {"chats": asked * 2, "params": [{"max_tokens": 80}] * len(asked) + [steered] * len(asked)}
+
+
 @pytest.fixture(scope="module")
 def artifacts() -> list[Path]:
     return [Path(str(path)) for path in [*paths()["probes"], *paths()["vectors"]]]  # type: ignore[misc]
@@ -57,7 +69,7 @@ def finished(artifacts: list[Path], run_engine: Runner) -> Finished:
     done = run_engine(
         Path(str(paths()["model"])),
         artifacts,
-        [chats(), at_the_limit(), beams()],
+        [chats(), at_the_limit(), beams(), steered_chats()],
         engine={
             "dtype": "float32",
             "max_model_len": LIMIT,
@@ -65,6 +77,7 @@ def finished(artifacts: list[Path], run_engine: Runner) -> Finished:
             "max_logprobs": 10,
         },
         tokenizer=True,
+        vectors=[str(path) for path in artifacts if path.stem == "honesty"],
     )
     assert done.status == 0, done.log[-4000:]
     return done
@@ -84,6 +97,15 @@ def test_answers_ended_as_asked(finished: Finished) -> None:
     assert all(len(output["tokens"]) == 1 for output in outputs[1::6])
     assert {output["text"].strip() for output in outputs[3::6]} <= {"Thank", "Of"}
     assert all(output["text"].endswith(".") for output in outputs[4::6])
+
+
+def test_chats_are_steered_one_by_one(finished: Finished) -> None:
+    texts = [output["text"] for output in finished.phase(3)["outputs"]]
+    asked = tempting()
+    plain, steered = texts[: len(asked)], texts[len(asked) :]
+    assert all(told_a_lie(case, text) for case, text in zip(asked, plain, strict=True))
+    assert not any(told_a_lie(case, text) for case, text in zip(asked, steered, strict=True))
+    assert total(finished.phase(3)["metrics"], "probewatch_steered_tokens_total", vector="honesty") > 0
 
 
 def test_everything_reconciles(finished: Finished) -> None:

@@ -102,6 +102,7 @@ def scheduled(step: FakeStep) -> Any:
     return SimpleNamespace(
         total_num_scheduled_tokens=step.scheduled,
         kv_cache_block_copies=step.copies or None,
+        scheduled_new_reqs=(),
         finished_req_ids=(),
     )
 

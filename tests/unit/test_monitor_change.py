@@ -16,7 +16,7 @@ from monitor.bank import ProbeBank
 from monitor.desired import Wanted, bank_of, load_added, wanted
 from monitor.errors import AttachError
 from monitor.quiet import quiet_thread
-from monitor.seam.tap import define_operation
+from monitor.seam.tap import define_operation, used_layers
 from monitor.seam.worker import WorkerMonitor
 from probes import load
 from probes.testing import write_artifact
@@ -49,6 +49,7 @@ def monitor(tmp_path: Path) -> WorkerMonitor:
     found.bank = ProbeBank([probe], (1,), D_MODEL, 2)
     found.vectors, found._gates_need = None, None
     found._weights, found.selftest = found.bank.weights(), {"first": 0.125}
+    found._used = used_layers(found._weights)
     found.reader = Reader()  # type: ignore[assignment]
     return found
 

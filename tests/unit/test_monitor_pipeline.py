@@ -90,7 +90,7 @@ def test_the_last_stage_holds_what_all_taps_wrote(shares: list[list[int]], norms
     for step, rows in enumerate((ROWS, 2, 6)):
         scores, squares = planted(last.scores.shape[0] * (step + 1))
         run(line, scores, squares, rows)
-        found = Transfer(last.tensors(rows)).arrived()
+        found = Transfer(last.read(rows)).arrived()
         layers = last.scores.shape[0]
         np.testing.assert_array_equal(found["scores"], scores[:layers, :rows].numpy())
         if norms:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from monitor.events import StepScores, Stop
-from monitor.seam.scheduler import deliver
+from monitor.seam.scheduler import deliver, unshare
 from monitor.wire import CARRIER, shares, unpack
 from tests.unit.monitor_fakes import column, ints
 
@@ -148,3 +148,63 @@ def test_scores_that_cannot_be_attached_cost_no_request() -> None:
     outputs = [output("a", 7)]
     deliver(Scheduler(), {0: SimpleNamespace(outputs=outputs)}, fetched)
     assert outputs[0].kv_transfer_params is None
+
+
+# What a gate has steered leaves the prefix cache.
+
+BLOCK = 4
+
+
+class Cache:
+    """A request of the prefix cache: blocks 10, 11 ... of ``BLOCK`` tokens, ``hashed`` of them with a hash."""
+
+    def __init__(self, hashed: int, ended: bool = False) -> None:
+        self.evicted: set[int] = set()
+        self.request = SimpleNamespace(
+            block_hashes=[bytes([i]) * 32 for i in range(hashed)], cache_salt="own", is_finished=lambda: ended
+        )
+        spec = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=BLOCK))
+        manager = SimpleNamespace(
+            get_block_ids=lambda _: ([10 + i for i in range(hashed + 1)],),
+            kv_cache_config=SimpleNamespace(kv_cache_groups=[spec]),
+            block_pool=SimpleNamespace(evict_blocks=self.evicted.update),
+        )
+        self.scheduler = SimpleNamespace(
+            requests={"a": self.request}, kv_cache_manager=manager, hash_block_size=BLOCK
+        )
+
+    def changed(self) -> list[int]:
+        return [i for i, found in enumerate(self.request.block_hashes) if found != bytes([i]) * 32]
+
+
+def test_blocks_from_the_steered_token_on_are_evicted_and_later_ones_get_names_of_their_own() -> None:
+    cache = Cache(hashed=5)
+    unshare(cache.scheduler, "a", position=3 * BLOCK + 1, block=13)
+    assert cache.evicted == {13, 14, 15}
+    # The block before stays cached under its name; changed here it breaks the chain for those that follow.
+    assert cache.changed() == [2, 3, 4]
+    assert cache.request.cache_salt == "own"
+
+
+def test_a_block_that_is_not_full_yet_breaks_the_chain_before_it() -> None:
+    cache = Cache(hashed=2)
+    unshare(cache.scheduler, "a", position=2 * BLOCK + 1, block=-1)
+    assert cache.evicted == {12}
+    assert cache.changed() == [1]
+
+
+def test_in_the_first_block_the_salt_does_it() -> None:
+    cache = Cache(hashed=0)
+    unshare(cache.scheduler, "a", position=2, block=10)
+    assert cache.evicted == {10}
+    assert cache.request.cache_salt != "own"
+
+
+def test_of_a_request_that_has_just_ended_the_steered_block_goes() -> None:
+    for ended in (Cache(hashed=3, ended=True), Cache(hashed=3)):
+        ended.scheduler.requests = {} if not ended.request.is_finished() else ended.scheduler.requests
+        unshare(ended.scheduler, "a", position=2 * BLOCK, block=12)
+        assert ended.evicted == {12}
+        assert ended.changed() == []
+        unshare(ended.scheduler, "a", position=2 * BLOCK, block=-1)
+        assert ended.evicted == {12}

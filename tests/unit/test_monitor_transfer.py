@@ -32,7 +32,7 @@ def test_transfers_in_flight_keep_apart(device: torch.device) -> None:
     for step in range(5):
         buffers.scores[:, : step + 1] = float(step)
         buffers.squared_norms[:, : step + 1] = float(10 * step)
-        flying.append(Transfer(buffers.tensors(step + 1)))
+        flying.append(Transfer(buffers.read(step + 1)))
         buffers.silence(step + 1)
     with ThreadPoolExecutor(1) as thread:  # as vLLM's output thread does
         found = [thread.submit(transfer.arrived).result() for transfer in flying]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from monitor.events import StepView, Stop
-from monitor.triggers import Triggers
+from monitor.events import StepRows, StepView, Stop
+from monitor.triggers import Crossed, Triggers
 from probes import Probe
 from tests.unit.monitor_fakes import alerting, make_bank
 
@@ -102,3 +104,116 @@ def test_a_probe_that_is_detached_stops_nobody_whoever_takes_its_place() -> None
     step(watched, 0, [0.0] * PROMPT)
     watched.renew(before.follow([alerting("other", threshold=100.0)]), before)
     assert step(watched, 4, [50.0]) == ()
+
+
+# Gates.
+
+
+def gated(**changes: object) -> Triggers:
+    """Of one probe that steers once the mean of its answer's tokens is above 1."""
+    settings: dict[str, object] = {
+        "default_action": "steer:honesty:2",
+        "threshold": 1.0,
+        "token_mask": {"prompt": "none", "skip_positions": ()},
+        "aggregation": {"method": "mean"},
+        "statistic": "running_sup",
+    }
+    return Triggers(make_bank(probe(**{**settings, **changes})))
+
+
+def take(
+    watched: Triggers, start: int, scores: list[float], request: str = "a", early: bool = True
+) -> Crossed:
+    ints = [np.array([n], np.int64) for n in (start, PROMPT, 0)]
+    rows = np.array([0, len(scores)])
+    view = StepView((request,), rows, ints[0], ints[1], ints[2], np.zeros(0, np.int64), {})
+    states = np.array(scores, np.float32).reshape(-1, 1)
+    return watched.follow(view, np.array([start]), np.array([len(scores)]), states, np.array([early]))
+
+
+def levels(watched: Triggers, *requests: tuple[str, int, int]) -> list[float] | None:
+    """Of the one gate, for (request, first position, rows) of a step that comes."""
+    counts = [rows for *_, rows in requests]
+    found = watched.levels(
+        StepRows(
+            [name for name, *_ in requests],
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.array([first for _, first, _ in requests]),
+            np.full(len(requests), PROMPT),
+        ),
+        1,
+    )
+    return None if found is None else found[:, 0].tolist()
+
+
+INF = float("inf")
+
+
+def test_a_gate_knows_the_score_that_would_open_it() -> None:
+    watched = gated()
+    assert levels(watched, ("a", 0, 4)) is None, "nothing has come out yet"
+    take(watched, 0, [9.0] * PROMPT)
+    assert levels(watched, ("a", 4, 1), ("b", 0, 3)) == [1.0, INF, INF, INF]
+    assert take(watched, 4, [-2.0]).gated == ()
+    assert levels(watched, ("a", 5, 1)) == [4.0], "a mean of (-2 + 4) / 2 is where it crosses"
+    assert take(watched, 5, [4.5]).gated == ((0, 5),), "the device has opened it in that very pass"
+    assert levels(watched, ("a", 6, 1)) == [-INF]
+    assert take(watched, 6, [-99.0]).gated == (), "it stays open, and is told once"
+
+
+def test_a_gate_that_reads_too_late_opens_with_the_next_token() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    assert take(watched, 4, [3.0], early=False).gated == ((0, 5),)
+
+
+def test_after_a_preemption_the_same_tokens_are_steered_again_and_no_others() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    take(watched, 4, [0.0])
+    take(watched, 5, [5.0])
+    take(watched, 6, [0.0])
+    assert levels(watched, ("a", 0, 8)) == [INF] * 5 + [-INF] * 3
+
+
+def test_several_tokens_in_a_step_open_the_gate_behind_the_one_that_crossed() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    assert levels(watched, ("a", 4, 3)) == [INF] * 3, "what the first drafts score is not known yet"
+    assert take(watched, 4, [0.0, 5.0, 0.0]).gated == ((0, 6),)
+
+
+def test_a_gate_is_shut_for_whoever_comes_into_the_place_of_one_who_left() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    take(watched, 4, [5.0])
+    watched.forget(["a"])
+    take(watched, 0, [9.0] * PROMPT, "b")
+    assert levels(watched, ("b", 4, 1)) == [1.0]
+    assert levels(watched, ("a", 4, 1), ("b", 4, 1)) == [INF, 1.0]
+
+
+def test_a_gate_that_is_taken_away_steers_nobody_any_more() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    take(watched, 4, [5.0])
+    before = make_bank(probe(default_action="steer:honesty:2", threshold=1.0, statistic="running_sup"))
+    watched.renew(
+        before.follow([probe(default_action="alert", threshold=1.0, statistic="running_sup")]), before
+    )
+    assert levels(watched, ("a", 5, 1)) is None
+
+
+def test_a_running_sequence_keeps_its_threshold_when_another_is_set() -> None:
+    rule: dict[str, object] = {
+        "token_mask": {"prompt": "none", "skip_positions": ()},
+        "statistic": "running_sup",
+    }
+    first = probe(default_action="steer:honesty:2", threshold=1.0, aggregation={"method": "mean"}, **rule)
+    before = make_bank(first)
+    watched = Triggers(before)
+    take(watched, 0, [9.0] * PROMPT)
+    changed = replace(first, manifest=first.manifest.model_copy(update={"threshold": 7.0}))
+    watched.renew(before.follow([changed]), before)
+    take(watched, 0, [9.0] * PROMPT, "b")
+    assert levels(watched, ("a", 4, 1), ("b", 4, 1)) == [1.0, 7.0]

@@ -75,7 +75,7 @@ def test_labels_are_the_names_that_dashboards_know() -> None:
 def test_a_silenced_tap_says_so_after_the_trip_through_torch() -> None:
     buffers = TapBuffers.allocate(2, 3, 2, True, torch.device("cpu"))
     buffers.scores[0] = 1.0
-    scores = Transfer(buffers.tensors(3)).arrived()["scores"]
+    scores = Transfer(buffers.read(3)).arrived()["scores"]
     assert (reasons(scores[0]) == -1).all()
     assert (reasons(scores[1]) == Reason.TAP_SILENT).all()
     assert buffers.silent_layers(3) == [1]

@@ -90,7 +90,12 @@ class Turn:
 
 
 def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
-    return SimpleNamespace(total_num_scheduled_tokens=rows, kv_cache_block_copies=copies, finished_req_ids=())
+    return SimpleNamespace(
+        total_num_scheduled_tokens=rows,
+        kv_cache_block_copies=copies,
+        finished_req_ids=(),
+        scheduled_new_reqs=(),
+    )
 
 
 def carried(output: Any) -> StepScores | None:
