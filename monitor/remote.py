@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -78,6 +79,8 @@ def changes(given: Sequence[str]) -> dict[str, Any]:
                 found[key] = float(value)
             except ValueError:
                 raise ConfigurationError(f"threshold={value}: give a number") from None
+            if not math.isfinite(found[key]):
+                raise ConfigurationError(f"threshold={value}: give a finite number")
     return found
 
 

@@ -8,18 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from monitor.arguments import cache_salt
+from monitor.errors import RequestError
 from monitor.seam.patching import wrap
 from monitor.wire import CARRIER
 
 
 def patch_input_processor(processor_class: type) -> None:
     """Wraps ``InputProcessor.process_inputs``; an error of the request's becomes HTTP 400."""
+    from vllm.exceptions import VLLMValidationError
 
     def process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
         arguments = getattr(request.sampling_params, "extra_args", None)
         if arguments and hasattr(self, CARRIER):
-            request.cache_salt = cache_salt(arguments, getattr(self, CARRIER), request.cache_salt)
+            try:
+                request.cache_salt = cache_salt(arguments, getattr(self, CARRIER), request.cache_salt)
+            except RequestError as error:
+                # The only kind of error that vLLM's engine lets through as the client's own fault.
+                raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
         return request
 
     wrap(processor_class, "process_inputs", process_inputs)

@@ -360,6 +360,13 @@ _STEERING = (
     Touched(
         "reads", f"{_ENGINE}:EngineCoreRequest", "sampling_params, cache_salt", "steering is part of the key"
     ),
+    Touched(
+        "calls",
+        "vllm.exceptions:VLLMValidationError.__init__",
+        "message",
+        "a wish that cannot be met is the client's fault",
+        keywords="parameter",
+    ),
     Touched("reads", "vllm.sampling_params:SamplingParams", "extra_args", "what a request asks"),
     Touched(
         "reads", "vllm.v1.core.sched.output:SchedulerOutput", "scheduled_new_reqs", "what new requests ask"
