@@ -17,7 +17,7 @@ test: setup  ## the whole suite: unit tests first, then those that start a real 
 	@$(PYTHON_ENV)/python -m pytest $(TEST_ARGS)
 
 test-unit: setup  ## the tests that need no engine, in under a minute
-	@$(PYTHON_ENV)/python -m pytest -n 2 -m "not engine" $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine" $(TEST_ARGS)
 
 lint: setup  ## ruff, mypy, and generated files that are stale
 	@$(PYTHON_ENV)/ruff check .

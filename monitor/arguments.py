@@ -8,12 +8,12 @@ from typing import Any
 
 from monitor.client import ADMIN_HEADER
 from monitor.errors import RequestError
-from monitor.steering import KEY as STEER
-from monitor.steering import VectorBank, parse
+from monitor.steering import KEY, SALT, VectorBank, parse
 
 PREFIX = "probewatch_"
 EXPOSE = PREFIX + "expose"
 SKIP = PREFIX + "skip"
+STEER = KEY
 KNOWN = (EXPOSE, STEER, SKIP)
 
 may_skip: ContextVar[bool] = ContextVar("may_skip", default=False)
@@ -36,6 +36,8 @@ def cache_salt(arguments: Mapping[str, Any], vectors: VectorBank | None, salt: s
 
     Raises ``RequestError`` for an argument that cannot be met.
     """
+    if (salt or "").startswith(SALT):
+        raise RequestError(f"cache_salt: {SALT!r} begins the salts of steered requests; choose another")
     asked = ours(arguments).get(STEER)
     if asked is None:
         return salt

@@ -57,7 +57,7 @@ class EvidenceFile:
                     last = next_event_id(last)
                 connection.execute(_INSERT, (last if row.alert is not None else None, *row))
             connection.execute("COMMIT")
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:
             self.close()
             raise EvidenceError(f"{self.path}: {error}") from error
 
@@ -81,7 +81,7 @@ class EvidenceFile:
                     f"DELETE FROM records WHERE serial IN ({chosen} LIMIT {_TRIM_ROWS})", values
                 )
                 connection.execute("PRAGMA incremental_vacuum").fetchall()
-        except (OSError, sqlite3.Error) as error:
+        except Exception as error:
             self.close()
             raise EvidenceError(f"{self.path}: {error}") from error
 

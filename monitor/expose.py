@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from monitor.arguments import EXPOSE, PREFIX, may_skip, ours
+from monitor.arguments import EXPOSE, PREFIX, SKIP, STEER, may_skip, ours
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.errors import RequestError
@@ -39,10 +39,16 @@ def wished_level(body: bytes, ceiling: str) -> str:
     if PREFIX.encode() not in body:
         return ceiling
     try:
-        arguments = dict(json.loads(body).get("vllm_xargs") or {})
+        request = json.loads(body)
+        arguments = dict(request.get("vllm_xargs") or {})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return ceiling  # no JSON object: vLLM will say so itself
-    wish = ours(arguments).get(EXPOSE, ceiling)
+    asked = ours(arguments)
+    if request.get("use_beam_search") and asked.keys() & {STEER, SKIP}:
+        raise RequestError(
+            f"vllm_xargs: {STEER} and {SKIP} do not reach the steps of a beam search; leave one out"
+        )
+    wish = asked.get(EXPOSE, ceiling)
     if wish not in LEVELS:
         raise RequestError(f"vllm_xargs: {EXPOSE}={str(wish)[:40]!r} is not known; use {', '.join(LEVELS)}")
     return str(min(wish, ceiling, key=LEVELS.index))

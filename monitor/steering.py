@@ -27,9 +27,11 @@ from monitor.events import FloatArray
 from probes import Probe
 
 KEY = "probewatch_steer"
+SALT = "probewatch-"
+"""How the salts of steered requests begin, and no client's."""
 MODES = ("add", "ablate", "clamp")
 MOST_PER_REQUEST = 8
-LARGEST_SCALE = 1e4
+LARGEST_SCALE = 1e3
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
@@ -142,7 +144,7 @@ class VectorBank:
         """What tells the KV cache of a request steered like this from every other's."""
         digests = {vector.manifest.name: vector.manifest.tensors_sha256 for vector in self._vectors}
         said = ";".join(f"{digests[steer.vector]} {steer}" for steer in sorted(steers))
-        return f"probewatch-steer-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        return f"{SALT}{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 
 def _check(vector: Probe, d_model: int, n_layers: int) -> None:

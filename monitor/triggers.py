@@ -6,7 +6,7 @@ with its mask and its ``min_tokens``. Vectorised over the batch; only running se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from probes.masks import mask
 
 NEVER = np.iinfo(np.int64).max
 _STEER = "steer:"
+GateKey = tuple[str, str, str]
 
 
 @dataclass
@@ -28,16 +29,19 @@ class _Trigger:
 
     seat: Seat
     statistics: RunningStatistics
-    gate: int | None
-    """Which of the device's gates it drives; None for one that stops."""
+    steers: bool
+    """It drives a gate of the device; else it stops."""
     members: Bools = field(default_factory=lambda: np.zeros(0, bool))
     since: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Position of the token whose score crossed, ``NEVER`` so far."""
+    """Position of the token whose score crossed, ``NEVER`` so far; of a gate, the first that may be steered."""
+    blind: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    """The latest token has no score from this probe: what the device reads of the next is not to be trusted either."""
 
     def grow(self, slots: int) -> None:
         more = slots - len(self.members)
         self.members = np.concatenate([self.members, np.zeros(more, bool)])
         self.since = np.concatenate([self.since, np.full(more, NEVER)])
+        self.blind = np.concatenate([self.blind, np.zeros(more, bool)])
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,17 @@ class Crossed:
 def gating(bank: ProbeBank) -> list[Seat]:
     """The seats of a bank that gate, in the order of the device's gates."""
     return [seat for seat in bank.seats if seat.probe.manifest.default_action.startswith(_STEER)]
+
+
+def gate_key(seat: Seat) -> GateKey:
+    """What makes a gate the same gate in two banks."""
+    manifest = seat.probe.manifest
+    return manifest.name, manifest.tensors_sha256, manifest.default_action
+
+
+def gate_numbers(bank: ProbeBank) -> dict[GateKey, int]:
+    """Which of the device's gates each gating probe of a bank drives."""
+    return {gate_key(seat): number for number, seat in enumerate(gating(bank))}
 
 
 def steer_of(seat: Seat) -> str:
@@ -84,13 +99,14 @@ class Triggers:
         """
         fresh = _triggers(bank)
         stays = {seat.states.start for seat in bank.shared_with(before)}
-        gates = {(t.seat.states.start, t.seat.probe.manifest.default_action): t.gate for t in fresh}
-        kept = []
-        for trigger in [*self._old, *self._live]:
-            place = (trigger.seat.states.start, trigger.seat.probe.manifest.default_action)
-            if place[0] in stays and place in gates and trigger.members.any():
-                trigger.gate = gates[place]
-                kept.append(trigger)
+        acting = {gate_key(trigger.seat) for trigger in fresh}
+        kept = [
+            trigger
+            for trigger in self._all
+            if trigger.seat.states.start in stays
+            and gate_key(trigger.seat) in acting
+            and trigger.members.any()
+        ]
         for trigger in fresh:
             trigger.grow(len(self._next))
         self._old, self._live = kept, fresh
@@ -116,11 +132,13 @@ class Triggers:
         starts: IntArray,
         counts: IntArray,
         states: FloatArray,
-        early: Bools | None = None,
+        fired: Bools | None = None,
+        numbers: Mapping[GateKey, int] | None = None,
     ) -> Crossed:
         """Takes in what became due in a step, ``states [sum(counts), K]``.
 
-        ``early [G]``: gates that the device opens within the forward pass that reads them, for a request's only row.
+        ``fired [T, G]``: the gates that the device held open in the forward pass, None where it was asked nothing;
+        ``numbers``: see ``gate_numbers``. What the device did is the truth, whatever the host makes of the score.
         """
         if not self._live and not self._slots:
             return Crossed()
@@ -137,17 +155,29 @@ class Triggers:
         gated = []
         for trigger in self._all:
             opened = _take(trigger, due)
-            if trigger.gate is None:
+            if not trigger.steers:
                 for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
                     if trigger.members[slot] and trigger.since[slot] != NEVER:
                         stop = Stop(row, trigger.seat.probe.manifest.name, int(trigger.since[slot]))
                         if row not in stops or stop.position < stops[row].position:
                             stops[row] = stop
                 continue
-            for at in np.flatnonzero(opened).tolist():
+            gate = (numbers or {}).get(gate_key(trigger.seat))
+            for at in range(len(rows)) if fired is not None and gate is not None else np.flatnonzero(opened):
                 row, slot = int(rows[at]), int(slots[at])
-                within = early is not None and bool(early[trigger.gate]) and counts[row] == 1
-                trigger.since[slot] += 0 if within else 1
+                within = (
+                    fired is not None
+                    and gate is not None
+                    and counts[row] == 1
+                    and bool(trigger.members[slot])
+                    and bool(fired[view.query_start_loc[row], gate])
+                )
+                if opened[at]:
+                    trigger.since[slot] += 0 if within else 1
+                elif within and trigger.since[slot] == NEVER:
+                    trigger.since[slot] = starts[row]
+                else:
+                    continue
                 gated.append((row, int(trigger.since[slot])))
         self._next[slots] = np.maximum(self._next[slots], starts[rows] + counts[rows])
         return Crossed(tuple(stops.values()), tuple(gated))
@@ -166,14 +196,17 @@ class Triggers:
         for trigger in self._live:
             trigger.members[slot] = True
             trigger.since[slot] = NEVER
+            trigger.blind[slot] = False
             trigger.statistics.begin(np.array([slot]))
 
-    def levels(self, step: StepRows, gates: int) -> FloatArray | None:
+    def levels(self, step: StepRows, gates: int, numbers: Mapping[GateKey, int]) -> FloatArray | None:
         """``[T, G]``: the score above which each row opens each gate; -inf open already, inf not to be opened.
 
-        None where no sequence has anything to do with a gate.
+        ``numbers``: of the gates that the device has now; a trigger that is not among them does nothing. None where no
+        sequence has anything to do with a gate.
         """
-        triggers = [trigger for trigger in self._all if trigger.gate is not None]
+        driven = [(trigger, numbers.get(gate_key(trigger.seat))) for trigger in self._all if trigger.steers]
+        triggers = [(trigger, gate) for trigger, gate in driven if gate is not None]
         if not triggers or not self._slots:
             return None
         rows = [(r, self._slots[name]) for r, name in enumerate(step.request_ids) if name in self._slots]
@@ -182,8 +215,8 @@ class Triggers:
         picked = np.array(rows, np.int64)
         starts, counts = step.query_start_loc[:-1], np.diff(step.query_start_loc)
         found: npt.NDArray[np.float32] = np.full((step.rows, gates), np.inf, np.float32)
-        for trigger in triggers:
-            self._fill(found, trigger, step, picked, starts, counts)
+        for trigger, gate in triggers:
+            self._fill(found[:, gate], trigger, step, picked, starts, counts)
         return found
 
     def _fill(
@@ -203,15 +236,17 @@ class Triggers:
             # By position: after a preemption, tokens from before the gate opened are computed again.
             begin = max(0, first_open - int(step.first_position[row]))
             if begin < counts[row]:
-                found[starts[row] + begin : starts[row] + counts[row], trigger.gate] = -np.inf
-        # With asynchronous scheduling the host may be a token behind; then the gate opens a token late at worst.
-        single = ~opened & (counts[rows] == 1) & (step.first_position[rows] >= self._next[slots])
+                found[starts[row] + begin : starts[row] + counts[row]] = -np.inf
+        # Only where every token before has been taken in: with asynchronous scheduling the host is behind, and what it
+        # does not know the device must not decide.
+        single = ~opened & ~trigger.blind[slots] & (counts[rows] == 1)
+        single &= step.first_position[rows] == self._next[slots]
         rows, slots = rows[single], slots[single]
         inside = mask(
             step.first_position[rows], step.prompt_tokens[rows], trigger.seat.probe.manifest.token_mask
         )
         rows, slots = rows[inside], slots[inside]
-        found[starts[rows], trigger.gate] = trigger.statistics.levels(slots)
+        found[starts[rows]] = trigger.statistics.levels(slots)
 
 
 @dataclass(frozen=True)
@@ -259,7 +294,9 @@ def _take(trigger: _Trigger, due: _Due) -> Bools:
     """[n] which of the sequences crossed in this step; notes where."""
     scores = due.states[:, trigger.seat.states.start].astype(np.float64)
     waiting = trigger.members[due.slots] & (trigger.since[due.slots] == NEVER)
-    inside = waiting[due.owner] & due.new & np.isfinite(scores)
+    finite = np.isfinite(scores)
+    trigger.blind[due.slots] = ~finite[np.flatnonzero(np.diff(due.owner, append=-1))]
+    inside = waiting[due.owner] & due.new & finite
     inside &= mask(due.positions, due.prompts, trigger.seat.probe.manifest.token_mask)
     tokens = np.flatnonzero(inside)
     crossed = np.zeros(len(due.slots), bool)
@@ -280,9 +317,9 @@ def _take(trigger: _Trigger, due: _Due) -> Bools:
 
 
 def _triggers(bank: ProbeBank) -> list[_Trigger]:
-    gates: Sequence[Seat] = gating(bank)
+    gates = gating(bank)
     return [
-        _Trigger(seat, RunningStatistics(seat.probe), gates.index(seat) if seat in gates else None)
+        _Trigger(seat, RunningStatistics(seat.probe), seat in gates)
         for seat in bank.seats
         if seat.probe.manifest.default_action == "stop" or seat in gates
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from monitor.arguments import cache_salt
+from monitor.arguments import STEER, cache_salt
 from monitor.errors import RequestError
 from monitor.seam.patching import wrap
 from monitor.wire import CARRIER
@@ -20,9 +20,14 @@ def patch_input_processor(processor_class: type) -> None:
     def process_inputs(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
         arguments = getattr(request.sampling_params, "extra_args", None)
-        if arguments and hasattr(self, CARRIER):
+        if hasattr(self, CARRIER):
             try:
-                request.cache_salt = cache_salt(arguments, getattr(self, CARRIER), request.cache_salt)
+                salt = cache_salt(arguments or {}, getattr(self, CARRIER), request.cache_salt)
+                if request.resumable and salt != request.cache_salt:
+                    raise RequestError(
+                        f"{STEER}: a session whose prompt grows cannot be steered; send it whole"
+                    )
+                request.cache_salt = salt
             except RequestError as error:
                 # The only kind of error that vLLM's engine lets through as the client's own fault.
                 raise VLLMValidationError(str(error), parameter="vllm_xargs") from error

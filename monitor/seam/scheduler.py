@@ -76,20 +76,41 @@ def unshare(scheduler: Any, request_id: str, position: int, block: int) -> None:
     no other request can ask for. ``block``: that of ``position`` where it has been computed already, else -1.
     """
     manager = scheduler.kv_cache_manager
+    pool = manager.block_pool
+    pool.evict_blocks({block} - {-1})  # in any case: it may have been freed meanwhile and still have its name
     request = scheduler.requests.get(request_id)
     if request is None or request.is_finished():
-        manager.block_pool.evict_blocks({block} - {-1})
         return
-    groups = manager.get_block_ids(request_id)
-    for group, own in zip(manager.kv_cache_config.kv_cache_groups, groups, strict=True):
-        first = position // int(group.kv_cache_spec.block_size)
-        manager.block_pool.evict_blocks({block for block in own[first:] if block})
-    first = min(position // int(scheduler.hash_block_size), len(request.block_hashes))
-    secret = f"probewatch {request_id}".encode()
+    steered: set[int] = set()
+    for group, own in zip(
+        manager.kv_cache_config.kv_cache_groups, manager.get_block_ids(request_id), strict=True
+    ):
+        steered.update(filter(None, own[position // int(group.kv_cache_spec.block_size) :]))
+    pool.evict_blocks(steered)
+    _break_chain(request, position // int(scheduler.hash_block_size), request_id)
+    if any(pool.blocks[one].ref_cnt > 1 for one in steered):
+        _break_readers(scheduler, request_id, steered)
+
+
+def _break_chain(request: Any, first: int, secret: str) -> None:
+    """Gives the hashes of a request from block ``first`` on, and all that follow from them, names of their own."""
+    first = min(first, len(request.block_hashes))
     if first == 0:
-        request.cache_salt = f"{request.cache_salt or ''}{secret.decode()}"
+        request.cache_salt = f"{request.cache_salt or ''}probewatch {secret}"
     for index in range(max(0, first - 1), len(request.block_hashes)):
-        request.block_hashes[index] = hashlib.sha256(secret + request.block_hashes[index]).digest()
+        request.block_hashes[index] = hashlib.sha256(secret.encode() + request.block_hashes[index]).digest()
+
+
+def _break_readers(scheduler: Any, request_id: str, steered: set[int]) -> None:
+    """vLLM names a block before it is computed: whoever took it in that very step must not pass it on."""
+    manager = scheduler.kv_cache_manager
+    for other in scheduler.running:
+        if other.request_id == request_id:
+            continue
+        held = manager.get_block_ids(other.request_id)
+        taken = [own.index(one) for own in held for one in steered if one in own]
+        if taken:
+            _break_chain(other, 0, request_id)
 
 
 def _carry(output: Any, message: dict[str, Any]) -> None:
@@ -101,14 +122,18 @@ def deliver(scheduler: Any, results: dict[int, Any], model_runner_output: Any) -
     step: StepScores | None = getattr(model_runner_output, CARRIER, None)
     if step is None:
         return
-    try:
-        for row, position, block in step.gated:
+    for row, position, block in step.gated:
+        try:
             unshare(scheduler, model_runner_output.req_ids[row], position, block)
+        except Exception as error:
+            step = step.with_errors(step.errors + 1)
+            _log_once(scheduler, "what a gate steered could not be kept out of the prefix cache", error)
+    try:
         if step.stops:
             end_stopped(scheduler, results, step, model_runner_output.req_ids)
     except Exception as error:
         step = step.with_errors(step.errors + 1)
-        _log_once(scheduler, "what a probe wanted could not be done to its sequence, which goes on", error)
+        _log_once(scheduler, "a probe could not stop its sequence, which goes on", error)
     try:
         attach(results, step, model_runner_output.req_id_to_index)
     except Exception as error:

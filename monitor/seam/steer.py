@@ -24,6 +24,8 @@ SCHEMA = 1
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 GATES = 4
 """Probes that can gate at once."""
+LONGEST = 1e12
+"""Longest stream that steering may make: its square is still a float32."""
 OFF = float("inf")
 ON = float("-inf")
 
@@ -103,6 +105,17 @@ def _change(
     return (own[:, 0] * lengths + own[:, 1] * norm + own[:, 2] * along) @ units
 
 
+def _bounded(x: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x + change`` [n, d] float32, no longer than ``dtype`` and the layers behind can bear.
+
+    What is not finite would stay in the KV cache, and the next owner of the block would multiply it by its zeros.
+    """
+    most = min(torch.finfo(dtype).max / 4, LONGEST)
+    found = x + change
+    length = torch.linalg.vector_norm(found, dim=1, keepdim=True)
+    return torch.where(torch.isfinite(length), found * (most / length).clamp(max=1.0), x)
+
+
 def _steer_all(
     h: Tensor,
     residual: Tensor | None,
@@ -126,7 +139,8 @@ def _steer_all(
     opened = _open_gates([one[:n] for one in scores], levels[:n], column, uses, bias, last)
     fired[:n] = opened
     x = (flat if residual is None else flat + residual.view(-1, units.shape[1])).float()
-    changed = (flat.float() + _change(x, lines[:n], opened, table, line, units, lengths)).to(h.dtype)
+    change = _change(x, lines[:n], opened, table, line, units, lengths)
+    changed = (flat.float() + (_bounded(x, change, h.dtype) - x)).to(h.dtype)
     touched = ((lines[:n] > 0) | opened.any(1)).unsqueeze(1)
     flat.copy_(torch.where(touched, changed, flat))
 
@@ -161,7 +175,7 @@ def _steer_some(
     own = flat[rows]
     x = (own if residual is None else own + residual.view(-1, units.shape[1])[rows]).float()
     change = _change(x, lines[rows], opened[rows], table, line, units, lengths)
-    flat[rows] = (own.float() + change).to(h.dtype)
+    flat[rows] = (own.float() + (_bounded(x, change, h.dtype) - x)).to(h.dtype)
 
 
 def _steer_fake(h: Tensor, *_: Any) -> None:

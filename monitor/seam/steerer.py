@@ -56,8 +56,6 @@ class Steerer:
         """Rows of the buffers that hold something."""
         self._gate_lines: IntArray = np.zeros(GATES, np.int64)
         self._gated = False
-        self.early: npt.NDArray[np.bool_] = np.zeros(GATES, bool)
-        """[G] gates that open within the forward pass that they read"""
         self.last: Steered | None = None
         """Of the latest forward pass; None if nothing was steered in it."""
 
@@ -118,10 +116,8 @@ class Steerer:
             gates.column[g] = seat.columns.start
             gates.uses[list(seat.layer_rows), g] = True
             gates.bias[g] = float(seat.bias or 0.0)
-            self.early[g] = max(seat.layer_rows) < self._steered_taps[wish[0].vector]
-            if self.early[
-                g
-            ]:  # else it never opens on the device: the next token is the first that it can steer
+            # One that reads behind what it steers never opens on the device: the next token is its first.
+            if max(seat.layer_rows) < self._steered_taps[wish[0].vector]:
                 gates.last[g] = max(seat.layer_rows)
         gates.line.copy_(torch.from_numpy(self._gate_lines))
 

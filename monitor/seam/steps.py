@@ -22,7 +22,7 @@ from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
 from monitor.slices import assemble, due, without
 from monitor.store import ScoreStore
-from monitor.triggers import Triggers
+from monitor.triggers import Triggers, gate_numbers
 from monitor.unscored import explain
 
 Capturer = Callable[[Any], Capture]
@@ -93,6 +93,8 @@ class StepReader:
         """Sends the step's scores on their way; nothing waits for the device here."""
         unfinished, self._step = self._step, None
         if unfinished is not None:
+            self._finished = unfinished.finished + self._finished
+            self._fresh, self._copies = unfinished.fresh + self._fresh, unfinished.copies + self._copies
             raise TapError("a step was never sampled; its scores are lost")
         self._copies += [(copy[0], copy[1]) for copy in scheduler_output.kv_cache_block_copies or ()]
         self._finished += scheduler_output.finished_req_ids
@@ -134,6 +136,9 @@ class StepReader:
         Steps must come in the order of their forward passes. With asynchronous scheduling this runs in vLLM's output
         thread, while later steps are computed.
         """
+        with self._following:
+            self._triggers.forget(step.finished)
+        self._skipped -= set(step.finished)
         arrays = step.transfer.arrived()
         started = time.perf_counter()
         view = step.capture.settle(arrays)
@@ -141,11 +146,10 @@ class StepReader:
             raise TapError(
                 f"{view.rows} rows belong to requests, the batch holds {step.capture.rows}; this vLLM is not understood"
             )
-        with self._following:
-            self._triggers.forget(step.finished)
-            if step.bank is not self._completed:
+        if step.bank is not self._completed:
+            with self._following:
                 self._triggers.renew(step.bank, self._completed)
-                self._completed = step.bank
+            self._completed = step.bank
         if self._steerer is not None and step.steered is not None:
             self._steered.update(self._steerer.count(step.steered, arrays["fired"]))
         if step.after_loss:
@@ -172,11 +176,11 @@ class StepReader:
         history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
         due_states = assemble(view, states, history, starts, counts)
         if self._skipped:
-            self._skipped -= set(step.finished)
             due_states = without(due_states, [name in self._skipped for name in view.request_ids], counts)
-        early = None if self._steerer is None else self._steerer.early
         with self._following:
-            crossed = self._triggers.follow(view, starts, counts, due_states, early)
+            crossed = self._triggers.follow(
+                view, starts, counts, due_states, arrays.get("fired"), gate_numbers(step.bank)
+            )
         steered, self._steered = dict(self._steered), Counter()
         seconds = step.host_seconds + time.perf_counter() - started
         return StepScores(
@@ -197,7 +201,7 @@ class StepReader:
     def levels(self, step: StepRows, gates: int) -> FloatArray | None:
         """See ``Triggers.levels``."""
         with self._following:
-            return self._triggers.levels(step, gates)
+            return self._triggers.levels(step, gates, gate_numbers(self.bank))
 
     def lose(self) -> None:
         """After a forward pass that could not be read: nothing that was there before may be taken for it.

@@ -68,6 +68,15 @@ _REFUSED: tuple[_Rule, ...] = (
 )
 
 
+def check_steering(vllm_config: Any) -> None:
+    """Raises ``CompatibilityError`` where the rows of a step are known too late to be steered."""
+    if getattr(vllm_config.speculative_config, "enable_adaptive_verification", False):
+        raise CompatibilityError(
+            "adaptive verification of drafts is on, with which nothing can be steered; turn it off, or leave out "
+            "--vector"
+        )
+
+
 def gates_need(vllm_config: Any) -> str | None:
     """What probe-gated steering lacks in this engine, None if nothing: a gate's state lives in one worker."""
     config = vllm_config.parallel_config

@@ -350,6 +350,13 @@ _IN_THE_FRONT_END = (
 
 _STEERING = (
     Touched(
+        "reads",
+        "vllm.config.speculative:SpeculativeConfig",
+        "enable_adaptive_verification",
+        "refused: the rows of a step are known too late",
+        optional=True,
+    ),
+    Touched(
         "wraps",
         f"{_ENGINE}.input_processor:InputProcessor.process_inputs",
         "",
@@ -358,7 +365,10 @@ _STEERING = (
     Touched("reads", f"{_ENGINE}.async_llm:AsyncLLM", "input_processor", "admission knows the vectors"),
     Touched("reads", f"{_ENGINE}.llm_engine:LLMEngine", "input_processor", "admission knows the vectors"),
     Touched(
-        "reads", f"{_ENGINE}:EngineCoreRequest", "sampling_params, cache_salt", "steering is part of the key"
+        "reads",
+        f"{_ENGINE}:EngineCoreRequest",
+        "sampling_params, cache_salt, resumable",
+        "steering is part of the key",
     ),
     Touched(
         "calls",
@@ -380,7 +390,7 @@ _STEERING = (
     Touched(
         "reads",
         "vllm.v1.core.sched.scheduler:Scheduler",
-        "requests, kv_cache_manager, hash_block_size",
+        "requests, running, kv_cache_manager, hash_block_size",
         "what a gate has steered is kept out of the prefix cache",
     ),
     Touched(
@@ -401,6 +411,11 @@ _STEERING = (
     Touched(
         "reads", "vllm.v1.request:Request", "block_hashes, cache_salt", "later blocks get names of their own"
     ),
+    Touched("reads", "vllm.v1.core.block_pool:BlockPool", "blocks", "whether another request took one"),
+    Touched(
+        "reads", "vllm.v1.core.kv_cache_utils:KVCacheBlock", "ref_cnt", "whether another request took one"
+    ),
+    Touched("reads", "vllm.v1.request:Request", "request_id", "which request took one"),
     Touched("calls", "vllm.v1.request:Request.is_finished", "", "its blocks are known by id alone then"),
 )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from monitor.errors import TapError
 from monitor.events import StepRows, StepView
 from monitor.seam.capture import Capture, adapters_of
 from monitor.seam.transfer import Arrays
@@ -22,9 +23,14 @@ def step_rows(runner: Any, prepared: Any) -> StepRows:
 
     Where drafts may be rejected, positions of generated rows are upper bounds."""
     n = int(prepared.num_reqs)
+    starts = np.concatenate([[0], np.cumsum(prepared.num_scheduled_tokens[:n])]).astype(np.int64)
+    if int(starts[-1]) != int(prepared.num_tokens):
+        raise TapError(
+            f"{int(starts[-1])} rows were scheduled, the step has {int(prepared.num_tokens)}; nothing is steered in it"
+        )
     return StepRows(
         prepared.req_ids[:n],
-        np.concatenate([[0], np.cumsum(prepared.num_scheduled_tokens[:n])]).astype(np.int64),
+        starts,
         prepared.num_computed_tokens_np[:n].astype(np.int64),
         runner.req_states.prompt_len.np[prepared.idx_mapping_np[:n]].astype(np.int64),
     )

@@ -81,6 +81,7 @@ class WorkerMonitor:
             "norms": self.bank.needs_norm,
         }
         if self.vectors is not None:
+            supported.check_steering(vllm_config)
             digest["steer"] = [steer.SCHEMA, list(self.vectors.layers), len(self.vectors.names)]
         if not isinstance(vllm_config.additional_config, dict):
             raise AttachError(

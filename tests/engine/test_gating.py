@@ -21,7 +21,7 @@ from probes.testing import write_artifact
 
 ANSWER = 40
 GATES = {
-    "within": {"layers": (EARLY,), "default_action": "steer:late:0.4:generated", "threshold": 2.2},
+    "within": {"layers": (EARLY,), "default_action": "steer:late:0.4:generated", "threshold": 2.05},
     "behind": {"layers": (EARLY, LATE), "default_action": "steer:early:ablate", "threshold": -0.45},
 }
 """The first reads before what it steers, so it acts within the forward pass; the second acts from the next token on."""
@@ -57,7 +57,7 @@ def subject(plain: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject
             d_model=tiny.D_MODEL,
             binding=model_identity(plain.model).binding(),
             statistic="running_sup",
-            aggregation={"method": "max"},
+            aggregation={"method": "mean" if name == "within" else "max"},
             token_mask={"prompt": "none", "generated": True, "skip_positions": ()},
             **spec,
         )

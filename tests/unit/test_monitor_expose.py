@@ -164,7 +164,7 @@ def test_a_wish_is_at_most_what_the_server_allows() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ['{"probewatch_expose": 7}', '{"probewatch_skip": 1}', '{"probewatch_": "x"}']
+    "wrong", ['{"probewatch_expose": 7}', '{"probewatch_skp": 1}', '{"probewatch_": "x"}']
 )
 def test_what_does_not_exist_is_refused_with_what_does(wrong: str) -> None:
     with pytest.raises(RequestError, match="probewatch_expose"):
@@ -183,3 +183,9 @@ def test_a_verdict_alone_shows_no_number() -> None:
     one = {"verdict": "flagged", "probes": probes, "coverage": {"prompt": 1.0, "generated": 1.0}}
     shown = without_scores({**one, "choices": [{"index": 0, **one}]})
     assert shown["probes"] == shown["choices"][0]["probes"] == {"lie": {"flagged": True}}
+
+
+@pytest.mark.parametrize("wish", ['"probewatch_steer": "up:1"', '"probewatch_skip": 0'])
+def test_a_beam_search_cannot_be_told_what_its_steps_never_hear(wish: str) -> None:
+    with pytest.raises(RequestError, match="beam search"):
+        wished_level(f'{{"use_beam_search": true, "vllm_xargs": {{{wish}}}}}'.encode(), "none")

@@ -160,17 +160,19 @@ class Cache:
 
     def __init__(self, hashed: int, ended: bool = False) -> None:
         self.evicted: set[int] = set()
+        self.held: dict[str, tuple[list[int]]] = {}
+        self.blocks = {10 + i: SimpleNamespace(ref_cnt=1) for i in range(hashed + 1)}
         self.request = SimpleNamespace(
             block_hashes=[bytes([i]) * 32 for i in range(hashed)], cache_salt="own", is_finished=lambda: ended
         )
         spec = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=BLOCK))
         manager = SimpleNamespace(
-            get_block_ids=lambda _: ([10 + i for i in range(hashed + 1)],),
+            get_block_ids=lambda name: self.held.get(name, ([10 + i for i in range(hashed + 1)],)),
             kv_cache_config=SimpleNamespace(kv_cache_groups=[spec]),
-            block_pool=SimpleNamespace(evict_blocks=self.evicted.update),
+            block_pool=SimpleNamespace(evict_blocks=self.evicted.update, blocks=self.blocks),
         )
         self.scheduler = SimpleNamespace(
-            requests={"a": self.request}, kv_cache_manager=manager, hash_block_size=BLOCK
+            requests={"a": self.request}, kv_cache_manager=manager, hash_block_size=BLOCK, running=[]
         )
 
     def changed(self) -> list[int]:
@@ -208,3 +210,36 @@ def test_of_a_request_that_has_just_ended_the_steered_block_goes() -> None:
         assert ended.changed() == []
         unshare(ended.scheduler, "a", position=2 * BLOCK, block=-1)
         assert ended.evicted == {12}
+
+
+def test_of_a_request_that_was_preempted_meanwhile_the_steered_block_goes_too() -> None:
+    cache = Cache(hashed=3)
+    cache.held["a"] = ([],)
+    unshare(cache.scheduler, "a", position=2 * BLOCK, block=12)
+    assert cache.evicted == {12}
+    assert cache.changed() == [1, 2]
+
+
+def test_who_took_a_steered_block_in_that_very_step_does_not_pass_it_on() -> None:
+    cache = Cache(hashed=3)
+    cache.blocks[12].ref_cnt = 2
+    readers = [
+        SimpleNamespace(request_id=name, block_hashes=[b"x" * 32] * 4, cache_salt=None) for name in ("b", "c")
+    ]
+    cache.held |= {"b": ([30, 12, 31],), "c": ([40],)}
+    cache.scheduler.running = readers
+    unshare(cache.scheduler, "a", position=2 * BLOCK + 1, block=12)
+    assert b"x" * 32 not in readers[0].block_hashes
+    assert set(readers[1].block_hashes) == {b"x" * 32}
+
+
+def test_one_gate_that_cannot_be_served_does_not_cost_the_others() -> None:
+    outputs = [output("a", 7), output("b", 8)]
+    scores = StepScores(
+        ints(1, 1), ints(10, 10), column(0, 1), 1e-4, gated=((0, 11, -1),), stops=(Stop(1, "guard", 10),)
+    )
+    fetched = SimpleNamespace(req_ids=["a", "b"], req_id_to_index={"a": 0, "b": 1})
+    setattr(fetched, CARRIER, scores)
+    deliver(Scheduler(), {0: SimpleNamespace(outputs=outputs)}, fetched)  # this scheduler has no cache at all
+    assert outputs[1].stop_reason == "probe:guard"
+    assert delivered(outputs)[0].errors == 1

@@ -95,6 +95,9 @@ def test_the_salt_tells_every_way_of_steering_from_every_other(vectors: VectorBa
     assert cache_salt({KEY: ["down:1", "up:1"]}, vectors, None) == salts[-1]
     assert cache_salt({KEY: "up:1"}, vectors, "a tenant's") not in [*salts, "a tenant's"]
     assert cache_salt({}, vectors, "a tenant's") == "a tenant's"
+    for arguments in ({}, {KEY: "up:1"}):
+        with pytest.raises(RequestError, match="choose another"):
+            cache_salt(arguments, vectors, f"{salts[0]}:")
 
 
 def test_vectors_that_do_not_fit_are_refused() -> None:
@@ -209,6 +212,20 @@ def test_bfloat16_rows_that_nothing_steers_keep_their_bits(operation: Any, vecto
     call(operation, vectors, buffers, 1, h, torch.randn(6, D).bfloat16(), [])
     same = (h.view(torch.int16) == before.view(torch.int16)).all(dim=1)
     assert same.tolist() == [True, True, False, True, True, True]
+
+
+@operations
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_no_wish_makes_the_stream_infinite(operation: Any, dtype: torch.dtype, vectors: VectorBank) -> None:
+    wishes = ["up:1000:relative", "up:-1000:ablate", "up:1000", "up:1000:clamp:relative"]
+    buffers = SteerBuffers.allocate(8, 2, 4, 1, torch.device("cpu"))
+    steerer = Steerer(vectors, buffers, {"up": 1, "down": 1})
+    buffers.lines[:] = torch.tensor([steerer._line(parse(wish, NAMES), set()) for wish in wishes])
+    buffers.busy.fill_(1)
+    h = torch.randn(4, D).to(dtype)
+    for _ in range(80):  # layers
+        call(operation, vectors, buffers, 1, h, torch.randn(4, D).to(dtype), [])
+    assert torch.isfinite(h).all()
 
 
 @operations

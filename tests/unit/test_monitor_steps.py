@@ -31,7 +31,7 @@ def served(seed: int, runner: str, depth: int, *, aside: bool = False, faults: f
 
 @ways
 @given(seed=seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_fed_token_is_scored_once_however_vllm_runs(runner: str, depth: int, seed: int) -> None:
     server = served(seed, runner, depth)
     assert len(server.expected) > 5
@@ -95,7 +95,7 @@ def test_outputs_fetched_in_a_thread_of_their_own_hold_the_same_scores(
 
 @ways
 @given(seed=seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_whatever_fails_no_token_is_given_anothers_score(runner: str, depth: int, seed: int) -> None:
     server = served(seed, runner, depth, faults=0.15)
     check_faulty(server)

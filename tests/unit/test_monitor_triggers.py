@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from monitor.events import StepRows, StepView, Stop
-from monitor.triggers import Crossed, Triggers
+from monitor.triggers import Crossed, Triggers, gate_key
 from probes import Probe
 from tests.unit.monitor_fakes import alerting, make_bank
 
@@ -121,14 +121,20 @@ def gated(**changes: object) -> Triggers:
     return Triggers(make_bank(probe(**{**settings, **changes})))
 
 
+NUMBERS = {gate_key(seat): 0 for seat in make_bank(probe(default_action="steer:honesty:2")).seats}
+"""All probes of these tests have the same name and tensors, so they drive the same gate."""
+
+
 def take(
-    watched: Triggers, start: int, scores: list[float], request: str = "a", early: bool = True
+    watched: Triggers, start: int, scores: list[float], request: str = "a", fired: bool | None = None
 ) -> Crossed:
+    """One step; ``fired``: what the device says of the gate at every row, None where it was not asked."""
     ints = [np.array([n], np.int64) for n in (start, PROMPT, 0)]
     rows = np.array([0, len(scores)])
     view = StepView((request,), rows, ints[0], ints[1], ints[2], np.zeros(0, np.int64), {})
     states = np.array(scores, np.float32).reshape(-1, 1)
-    return watched.follow(view, np.array([start]), np.array([len(scores)]), states, np.array([early]))
+    opened = None if fired is None else np.full((len(scores), 1), fired)
+    return watched.follow(view, np.array([start]), np.array([len(scores)]), states, opened, NUMBERS)
 
 
 def levels(watched: Triggers, *requests: tuple[str, int, int]) -> list[float] | None:
@@ -142,6 +148,7 @@ def levels(watched: Triggers, *requests: tuple[str, int, int]) -> list[float] | 
             np.full(len(requests), PROMPT),
         ),
         1,
+        NUMBERS,
     )
     return None if found is None else found[:, 0].tolist()
 
@@ -156,7 +163,9 @@ def test_a_gate_knows_the_score_that_would_open_it() -> None:
     assert levels(watched, ("a", 4, 1), ("b", 0, 3)) == [1.0, INF, INF, INF]
     assert take(watched, 4, [-2.0]).gated == ()
     assert levels(watched, ("a", 5, 1)) == [4.0], "a mean of (-2 + 4) / 2 is where it crosses"
-    assert take(watched, 5, [4.5]).gated == ((0, 5),), "the device has opened it in that very pass"
+    assert take(watched, 5, [4.5], fired=True).gated == ((0, 5),), (
+        "the device has opened it in that very pass"
+    )
     assert levels(watched, ("a", 6, 1)) == [-INF]
     assert take(watched, 6, [-99.0]).gated == (), "it stays open, and is told once"
 
@@ -164,15 +173,15 @@ def test_a_gate_knows_the_score_that_would_open_it() -> None:
 def test_a_gate_that_reads_too_late_opens_with_the_next_token() -> None:
     watched = gated()
     take(watched, 0, [9.0] * PROMPT)
-    assert take(watched, 4, [3.0], early=False).gated == ((0, 5),)
+    assert take(watched, 4, [3.0], fired=False).gated == ((0, 5),)
 
 
 def test_after_a_preemption_the_same_tokens_are_steered_again_and_no_others() -> None:
     watched = gated()
     take(watched, 0, [9.0] * PROMPT)
     take(watched, 4, [0.0])
-    take(watched, 5, [5.0])
-    take(watched, 6, [0.0])
+    take(watched, 5, [5.0], fired=True)
+    take(watched, 6, [0.0], fired=True)
     assert levels(watched, ("a", 0, 8)) == [INF] * 5 + [-INF] * 3
 
 
@@ -217,3 +226,34 @@ def test_a_running_sequence_keeps_its_threshold_when_another_is_set() -> None:
     watched.renew(before.follow([changed]), before)
     take(watched, 0, [9.0] * PROMPT, "b")
     assert levels(watched, ("a", 4, 1), ("b", 4, 1)) == [1.0, 7.0]
+
+
+def test_what_the_device_did_is_the_truth_even_if_the_host_rounds_otherwise() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    assert take(watched, 4, [0.999], fired=True).gated == ((0, 4),)
+    assert levels(watched, ("a", 5, 1)) == [-INF]
+
+
+def test_a_host_that_is_behind_lets_the_device_open_nothing() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    assert levels(watched, ("a", 5, 1)) == [INF], "position 4 is still under way"
+    take(watched, 4, [0.0])
+    assert levels(watched, ("a", 5, 1)) == [2.0]
+
+
+def test_a_sequence_without_scores_opens_no_gate() -> None:
+    watched = gated()
+    take(watched, 0, [float("nan")] * PROMPT)
+    assert levels(watched, ("a", 4, 1)) == [INF]
+    take(watched, 4, [float("nan")])
+    assert levels(watched, ("a", 5, 1)) == [INF]
+
+
+def test_between_a_change_and_its_first_step_no_probe_drives_anothers_gate() -> None:
+    watched = gated()
+    take(watched, 0, [9.0] * PROMPT)
+    take(watched, 4, [5.0])
+    step = StepRows(["a"], np.array([0, 1]), np.array([5]), np.array([PROMPT]))
+    assert watched.levels(step, 1, {("another", "of", "steer:calm"): 0}) is None

@@ -69,6 +69,7 @@ def test_labels_are_the_names_that_dashboards_know() -> None:
         "not_delivered",
         "other_adapter",
         "detached",
+        "skipped",
     ]
 
 
