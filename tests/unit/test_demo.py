@@ -280,7 +280,8 @@ def _miscounted(fake: FakeServer, respond: Callable[..., Planted], messages: Seq
 def test_a_request_that_the_monitor_forgets_is_unscored(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 2.0)
+    monkeypatch.setattr("monitor.demo.session.COUNTER_SECONDS", 0.5)
 
     class Forgetful(FakeServer):
         def get(self, path: str, headers: dict[str, str]) -> tuple[int, Any]:
