@@ -152,33 +152,28 @@ class Triggers:
             return Crossed()
         due = _Due.of(view, rows, slots, starts, counts, states, self._next)
         stops: dict[int, Stop] = {}
-        gated = []
+        gated: list[tuple[int, int]] = []
         for trigger in self._all:
             opened = _take(trigger, due)
             if not trigger.steers:
-                for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-                    if trigger.members[slot] and trigger.since[slot] != NEVER:
-                        stop = Stop(row, trigger.seat.probe.manifest.name, int(trigger.since[slot]))
-                        if row not in stops or stop.position < stops[row].position:
-                            stops[row] = stop
+                crossed = trigger.members[slots] & (trigger.since[slots] != NEVER)
+                for row, position in zip(
+                    rows[crossed].tolist(), trigger.since[slots[crossed]].tolist(), strict=True
+                ):
+                    if row not in stops or position < stops[row].position:
+                        stops[row] = Stop(row, trigger.seat.probe.manifest.name, position)
                 continue
+            within = np.zeros(len(rows), bool)
             gate = (numbers or {}).get(gate_key(trigger.seat))
-            for at in range(len(rows)) if fired is not None and gate is not None else np.flatnonzero(opened):
-                row, slot = int(rows[at]), int(slots[at])
+            if fired is not None and gate is not None:
                 within = (
-                    fired is not None
-                    and gate is not None
-                    and counts[row] == 1
-                    and bool(trigger.members[slot])
-                    and bool(fired[view.query_start_loc[row], gate])
+                    fired[view.query_start_loc[rows], gate] & (counts[rows] == 1) & trigger.members[slots]
                 )
-                if opened[at]:
-                    trigger.since[slot] += 0 if within else 1
-                elif within and trigger.since[slot] == NEVER:
-                    trigger.since[slot] = starts[row]
-                else:
-                    continue
-                gated.append((row, int(trigger.since[slot])))
+            trigger.since[slots[opened & ~within]] += 1
+            rounded = within & ~opened & (trigger.since[slots] == NEVER)
+            trigger.since[slots[rounded]] = starts[rows[rounded]]
+            told = opened | rounded
+            gated += zip(rows[told].tolist(), trigger.since[slots[told]].tolist(), strict=True)
         self._next[slots] = np.maximum(self._next[slots], starts[rows] + counts[rows])
         return Crossed(tuple(stops.values()), tuple(gated))
 

@@ -9,6 +9,7 @@ rows that nothing steers keep their bits.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -145,58 +146,19 @@ def _steer_all(
     flat.copy_(torch.where(touched, changed, flat))
 
 
-def _steer_some(
-    h: Tensor,
-    residual: Tensor | None,
-    units: Tensor,
-    lengths: Tensor,
-    table: Tensor,
-    lines: Tensor,
-    levels: Tensor,
-    fired: Tensor,
-    busy: Tensor,
-    column: Tensor,
-    uses: Tensor,
-    bias: Tensor,
-    last: Tensor,
-    line: Tensor,
-    scores: list[Tensor],
-) -> None:
-    """For the CPU: only the rows that are steered, and nothing at all when there are none."""
-    if not int(busy):
-        return
-    flat = h.view(-1, units.shape[1])
-    n = flat.shape[0]
-    opened = _open_gates([one[:n] for one in scores], levels[:n], column, uses, bias, last)
-    fired[:n] = opened
-    rows = torch.nonzero((lines[:n] > 0) | opened.any(1)).squeeze(1)
-    if not len(rows):
-        return
-    own = flat[rows]
-    x = (own if residual is None else own + residual.view(-1, units.shape[1])[rows]).float()
-    change = _change(x, lines[rows], opened[rows], table, line, units, lengths)
-    flat[rows] = (own.float() + (_bounded(x, change, h.dtype) - x)).to(h.dtype)
+def _steer_where_busy(*given: Any) -> None:
+    """For the CPU, which may look at data: nothing at all where nothing is to be done."""
+    if int(given[_BUSY]):
+        _steer_all(*given)
 
 
-def _steer_fake(h: Tensor, *_: Any) -> None:
-    return None
+_BUSY = list(inspect.signature(_steer_all).parameters).index("busy")
 
 
 def define_operation(dispatch_key: str) -> None:
-    """Registers ``torch.ops.probewatch.steer`` once in this process; the tap's operation must be there."""
+    """Registers the tap's operation and ``torch.ops.probewatch.steer``, once in this process."""
     tap.define_operation(dispatch_key)
-    if hasattr(torch.ops.probewatch, "steer"):
-        return
-    library = torch.library.Library("probewatch", "FRAGMENT")
-    schema = torch.library.infer_schema(_steer_all, mutates_args=["h", "fired"])
-    library.define("steer" + schema)
-    library.impl("steer", _steer_some if dispatch_key == "CPU" else _steer_all, dispatch_key=dispatch_key)
-    library._register_fake("steer", _steer_fake)
-    _LIBRARIES.append(library)
-
-
-_LIBRARIES: list[torch.library.Library] = []
-"""A library that is collected takes its operations with it."""
+    tap.register("steer", _steer_all, _steer_where_busy, ["h", "fired"], dispatch_key)
 
 
 def install(

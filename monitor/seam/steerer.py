@@ -18,7 +18,7 @@ from monitor.errors import AttachError, RequestError
 from monitor.events import FloatArray, IntArray, StepRows
 from monitor.seam import view_v1, view_v2
 from monitor.seam.steer import GATES, OFF, SteerBuffers, as_rows
-from monitor.steering import KEY, Steer, VectorBank
+from monitor.steering import KEY, Steer, VectorBank, parse
 from monitor.triggers import gating, steer_of
 
 logger = logging.getLogger("probewatch")
@@ -202,8 +202,6 @@ def check_gates(bank: ProbeBank, vectors: Sequence[str], possible: str | None) -
 
     ``possible``: why gates cannot work in this engine; None if they can.
     """
-    from monitor.steering import parse
-
     seats = gating(bank)
     if len(seats) > GATES:
         raise AttachError(f"{len(seats)} probes steer, at most {GATES} can; give one of them another action")

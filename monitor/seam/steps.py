@@ -95,12 +95,13 @@ class StepReader:
         if unfinished is not None:
             self._finished = unfinished.finished + self._finished
             self._fresh, self._copies = unfinished.fresh + self._fresh, unfinished.copies + self._copies
-            raise TapError("a step was never sampled; its scores are lost")
         self._copies += [(copy[0], copy[1]) for copy in scheduler_output.kv_cache_block_copies or ()]
         self._finished += scheduler_output.finished_req_ids
         for request in scheduler_output.scheduled_new_reqs:
             if (getattr(request.sampling_params, "extra_args", None) or {}).get(SKIP):
                 self._skipped.add(request.req_id)
+        if unfinished is not None:
+            raise TapError("a step was never sampled; its scores are lost")
         rows = scheduler_output.total_num_scheduled_tokens
         if not rows:
             return

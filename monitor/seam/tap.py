@@ -9,6 +9,7 @@ addresses, no host branch on data, nothing that outlives it; so it can be captur
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ from monitor.unscored import Reason, nan_for
 SCHEMA = 2
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
-_library: torch.library.Library | None = None
+_libraries: list[torch.library.Library] = []
+"""One that is collected takes its operations with it."""
 
 
 def _tap(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor) -> None:
@@ -43,21 +45,26 @@ def _tap_where_used(
         scores[: residual.numel() // weight.shape[0]] = 0
 
 
-def _tap_fake(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor) -> None:
-    return None
-
-
 def define_operation(dispatch_key: str) -> None:
     """Registers ``torch.ops.probewatch.tap`` once in this process."""
-    global _library
-    if _library is not None:
+    register("tap", _tap, _tap_where_used, ["scores", "squared_norms"], dispatch_key)
+
+
+def register(
+    name: str,
+    operation: Callable[..., None],
+    on_cpu: Callable[..., None],
+    mutates: list[str],
+    dispatch_key: str,
+) -> None:
+    """Makes ``torch.ops.probewatch.<name>``, once in this process; on a CPU it runs ``on_cpu`` in its place."""
+    if hasattr(torch.ops.probewatch, name):
         return
     library = torch.library.Library("probewatch", "FRAGMENT")
-    schema = torch.library.infer_schema(_tap, mutates_args=["scores", "squared_norms"])
-    library.define("tap" + schema)
-    library.impl("tap", _tap_where_used if dispatch_key == "CPU" else _tap, dispatch_key=dispatch_key)
-    library._register_fake("tap", _tap_fake)
-    _library = library
+    library.define(name + torch.library.infer_schema(operation, mutates_args=mutates))
+    library.impl(name, on_cpu if dispatch_key == "CPU" else operation, dispatch_key=dispatch_key)
+    library._register_fake(name, lambda *_: None)
+    _libraries.append(library)
 
 
 @dataclass

@@ -109,9 +109,8 @@ class WorkerMonitor:
         )
         self._weights = weights = bank.weights().to(device)
         self._used = used_layers(weights)
-        scores = list(
-            self.buffers.scores
-        )  # the same objects everywhere, so that the compiler sees what is one
+        # The same objects everywhere, so that the compiler sees what is one.
+        scores = list(self.buffers.scores)
         self._here = [i for i, layer in enumerate(bank.layers) if is_here(blocks[layer])]
         for index in self._here:
             block = blocks[bank.layers[index]]

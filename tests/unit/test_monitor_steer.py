@@ -171,7 +171,7 @@ def call(
 
 
 operations = pytest.mark.parametrize(
-    "operation", [steer._steer_all, steer._steer_some], ids=["device", "cpu"]
+    "operation", [steer._steer_all, steer._steer_where_busy], ids=["device", "cpu"]
 )
 
 
@@ -261,7 +261,7 @@ def test_with_nothing_to_do_the_cpu_looks_at_nothing(vectors: VectorBank) -> Non
     buffers = SteerBuffers.allocate(8, 2, 4, 1, torch.device("cpu"))
     buffers.levels.fill_(ON)
     h = torch.zeros(4, D)
-    call(steer._steer_some, vectors, buffers, 1, h, None, [])
+    call(steer._steer_where_busy, vectors, buffers, 1, h, None, [])
     assert not h.any()
 
 
