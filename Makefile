@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -13,10 +13,13 @@ setup:  ## build or update .venv, exactly as deploy/local/requirements-cpu.lock 
 demo: setup  ## serve the model that lies and watch the probes catch it (DEMO_ARGS=--once stops by itself)
 	@$(PYTHON_ENV)/probewatch demo $(DEMO_ARGS)
 
-test: setup  ## the whole suite: unit tests first, then those that start a real engine
+test-tools:  ## Debian's Prometheus, Alertmanager and Chromium, which tests run
+	@deploy/local/test-tools
+
+test: setup test-tools  ## the whole suite: unit tests first, then those that start a real engine
 	@$(PYTHON_ENV)/python -m pytest $(TEST_ARGS)
 
-test-unit: setup  ## the tests that need no engine, in under a minute
+test-unit: setup test-tools  ## the tests that need no engine, in under a minute
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine" $(TEST_ARGS)
 
 lint: setup  ## ruff, mypy, and generated files that are stale
@@ -28,8 +31,7 @@ lint: setup  ## ruff, mypy, and generated files that are stale
 dashboards: setup  ## write Grafana's dashboards and Prometheus' rules again from their sources
 	@$(PYTHON_ENV)/python -m grafana
 
-rules-check: setup  ## promtool on the rules, their tests and every query of the dashboards
-	@command -v promtool >/dev/null || { echo "rules-check: no promtool on PATH; apt-get install prometheus" >&2; exit 1; }
+rules-check: setup test-tools  ## promtool on the rules, their tests and every query of the dashboards
 	@promtool check rules --lint=all --lint-fatal deploy/prometheus/rules.yml
 	@promtool test rules deploy/prometheus/tests/*.yml
 	@$(PYTHON_ENV)/python -m pytest -q tests/unit/test_dashboards.py -k promtool

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from programs import program
 
 from deploy.prometheus.generate import FOLDER, alerts, main, recorded, stale, texts, undefined
 from deploy.prometheus.promql import ENGINE, faults, read, series
@@ -22,11 +23,6 @@ HEADINGS = ["What fired", "What it means", "Check first", "Mend", "Ignore when"]
 ALERTS = {alert.name: alert for alert in alerts()}
 ALWAYS = {"ProbewatchWatchdog"}
 """Alerts that have no case in which they stay quiet."""
-
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None,
-    reason="promtool is not installed (Debian package prometheus); `make rules-check` fails without it",
-)
 
 
 def groups(name: str) -> list[dict[str, Any]]:
@@ -172,23 +168,20 @@ def test_alerts_about_an_engine_say_which() -> None:
         assert {"job", "instance"} <= kept, name
 
 
-@needs_promtool
 def test_promtool_finds_the_rules_clean() -> None:
-    command = ["promtool", "check", "rules", "--lint=all", "--lint-fatal", str(FOLDER / "rules.yml")]
+    command = [program("promtool"), "check", "rules", "--lint=all", "--lint-fatal", str(FOLDER / "rules.yml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@needs_promtool
 @pytest.mark.parametrize("path", promtool_tests(), ids=lambda path: path.stem)
 def test_promtool_sees_the_alerts_fire_and_not_fire(path: Path) -> None:
     result = subprocess.run(
-        ["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False
+        [program("promtool"), "test", "rules", str(path)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@needs_promtool
 def test_promtool_fails_where_an_alert_never_fires(tmp_path: Path) -> None:
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for group in rules["groups"]:
@@ -198,7 +191,9 @@ def test_promtool_fails_where_an_alert_never_fires(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
     test = shutil.copy(FOLDER / "tests" / "dying.yml", tmp_path / "tests" / "dying.yml")
-    result = subprocess.run(["promtool", "test", "rules", test], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [program("promtool"), "test", "rules", test], capture_output=True, text=True, check=False
+    )
     said = result.stdout + result.stderr
     assert result.returncode != 0
     expected = {name for name, fires in cases({"dying.yml": test.read_text()}) if fires}
