@@ -86,8 +86,8 @@ def _guarded(name: str) -> Command:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="directory of a Hugging Face model")
-    parser.add_argument("--data", type=Path, required=True, help="JSONL with splits train and validation")
+    _sources(parser)
+    parser.add_argument("--data", type=Path, help="JSONL with splits train and validation")
     parser.add_argument("--name", required=True)
     parser.add_argument("--concept", required=True, help="what a high score means, in a word")
     parser.add_argument("--positive", required=True, help="what label 1 means")
@@ -111,9 +111,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("probe", type=Path)
-    parser.add_argument("--model", type=Path, required=True)
+    _sources(parser)
     parser.add_argument(
-        "--benign", type=Path, required=True, help="JSONL of benign traffic, for the threshold"
+        "--benign",
+        type=Path,
+        required=True,
+        help="benign traffic for the threshold: JSONL or collected folder",
     )
     parser.add_argument(
         "--second", type=Path, required=True, help="another benign set, for the realised rate"
@@ -127,13 +130,18 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("probe", type=Path)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="JSONL; split test is judged, train feeds text-only"
-    )
+    _sources(parser)
+    parser.add_argument("--data", type=Path, help="JSONL; split test is judged, train feeds text-only")
     parser.add_argument("--min-auroc", type=float, help="exit with status 1 below it")
     parser.add_argument(
         "-o", "--out", type=Path, help="write the artifact with these figures, and its card beside it"
+    )
+
+
+def _sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, help="directory of a Hugging Face model")
+    parser.add_argument(
+        "--activations", type=Path, metavar="DIR", help="folder of `probewatch collect`, instead of --model"
     )
 
 

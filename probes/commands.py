@@ -8,12 +8,13 @@ from typing import Final
 
 from pydantic import JsonValue
 
-from probes import artifact, calibration, controls, dataset, evaluation, hf, report, training
+from probes import artifact, calibration, controls, dataset, evaluation, report, training
 from probes.dataset import Conversation
 from probes.errors import DataError, DatasetInvalid
 from probes.identity import check_binding, model_identity
 from probes.manifest import Aggregation, TokenMask, TrainingData
 from probes.probe import Probe, load
+from probes.sources import Source, Sources
 from probes.training import Setting
 
 TOKENS: Final = {
@@ -26,35 +27,31 @@ TOKENS: Final = {
 
 def train(options: argparse.Namespace) -> int:
     """Fit, choose on validation, write an artifact without a threshold."""
-    chats = dataset.read(options.data)
+    source, chats = Sources(options.model, options.activations).open(options.data)
     fit, validation = (dataset.of_split(chats, split) for split in ("train", "validation"))
     labels, held = dataset.labels(fit), dataset.labels(validation)
     dataset.check_disjoint(train=fit, validation=validation)
     rule = _aggregation(options.aggregation, options.min_tokens)
-    loaded = hf.load(options.model)
-    layers = options.layers or range(loaded.identity.n_layers - 1)
+    layers = options.layers or source.layers
     settings = [
         Setting(kind, (layer,), TOKENS[options.tokens], TOKENS[options.tokens], rule, "running_sup", c)
         for layer in layers
         for kind in options.kind or ("logistic",)
         for c in (options.regularisation if kind == "logistic" else (1.0,))
     ]
-    found, judged = (
-        hf.activations(loaded, side, list(layers), prompt_tail=TOKENS[options.tokens].prompt_tail)
-        for side in (fit, validation)
-    )
+    found, judged = (source.activations(side, layers, TOKENS[options.tokens]) for side in (fit, validation))
     described = {
         "name": options.name,
         "concept": options.concept,
         "positive_label": options.positive,
         "negative_label": options.negative,
-        "binding": loaded.identity.binding(),
+        "binding": source.identity.binding(),
         "training": TrainingData(
             digest=dataset.digest(fit),
             split="train",
             n_positive=sum(labels),
             n_negative=len(labels) - sum(labels),
-            source=options.data.name,
+            source=(options.data or options.activations).name,
         ),
     }
     trials = training.sweep(found, labels, judged, settings, evaluation.auroc_of(held), described)
@@ -72,9 +69,11 @@ def train(options: argparse.Namespace) -> int:
 def calibrate(options: argparse.Namespace) -> int:
     """Threshold from one benign set, realised false positives on another, both into the manifest."""
     probe = load(options.probe)
-    loaded = hf.load(options.model)
-    check_binding(probe.manifest, loaded.identity)
-    benign, second = (dataset.read(path) for path in (options.benign, options.second))
+    sources = Sources(options.model, options.activations)
+    sides = [sources.open(path) for path in (options.benign, options.second)]
+    for source, _ in sides:
+        check_binding(probe.manifest, source.identity)
+    benign, second = (chats for _, chats in sides)
     for path, side in ((options.benign, benign), (options.second, second)):
         lies = sum(chat.label == 1 for chat in side)
         if lies:
@@ -82,7 +81,7 @@ def calibrate(options: argparse.Namespace) -> int:
                 f"{path}: {lies} conversations have label 1; benign traffic must not hold the concept"
             )
     dataset.check_disjoint(benign=benign, second=second)
-    scores, others = (_scores(probe, loaded, side) for side in (benign, second))
+    scores, others = (_scores(probe, source, chats) for source, chats in sides)
     revised = calibration.calibrated(
         probe.manifest, scores, others, options.fpr, action=options.action, data_digest=dataset.digest(benign)
     )
@@ -97,9 +96,8 @@ def calibrate(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Figures on the test split, text-only beside them; status 1 below --min-auroc."""
     probe = load(options.probe)
-    loaded = hf.load(options.model)
-    check_binding(probe.manifest, loaded.identity)
-    chats = dataset.read(options.data)
+    source, chats = Sources(options.model, options.activations).open(options.data)
+    check_binding(probe.manifest, source.identity)
     test = [chat for chat in chats if chat.split in ("test", None)]
     fit = [chat for chat in chats if chat.split == "train"]
     labels, groups = dataset.labels(test), dataset.groups(test)
@@ -108,7 +106,9 @@ def evaluate(options: argparse.Namespace) -> int:
         dataset.check_disjoint(train=fit, test=test)
         text = controls.text_only([c.text for c in fit], dataset.labels(fit), [c.text for c in test])
         others["text only (TF-IDF)"] = text
-    judged = report.judge(options.data.name, _scores(probe, loaded, test), labels, groups, others)
+    judged = report.judge(
+        (options.data or options.activations).name, _scores(probe, source, test), labels, groups, others
+    )
     figures: dict[str, JsonValue] = {**probe.manifest.metrics, "test": {"all": report.judged_json(judged)}}
     print(
         f"AUROC {judged.auroc}, recall at 1% FPR {judged.recall} ({judged.n_positive} / {judged.n_negative})"
@@ -139,11 +139,9 @@ def verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(probe: Probe, loaded: hf.LoadedModel, chats: Sequence[Conversation]) -> evaluation.Floats:
+def _scores(probe: Probe, source: Source, chats: Sequence[Conversation]) -> evaluation.Floats:
     rule = probe.manifest
-    return evaluation.statistics(
-        probe, hf.activations(loaded, chats, rule.layers, prompt_tail=rule.token_mask.prompt_tail)
-    )
+    return evaluation.statistics(probe, source.activations(chats, rule.layers, rule.token_mask))
 
 
 def _aggregation(text: str, min_tokens: int) -> Aggregation:

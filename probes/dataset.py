@@ -76,7 +76,9 @@ class Conversation(BaseModel):
 def read(path: Path) -> list[Conversation]:
     """The conversations of a JSONL file. Raises `DatasetInvalid` that names the line."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split(
+            "\n"
+        )  # splitlines would cut at U+2028, which JSON may hold as it is
     except (OSError, ValueError) as error:
         raise DatasetInvalid(
             f"{path}: cannot be read ({' '.join(str(error).split())}); check the path"

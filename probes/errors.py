@@ -18,6 +18,7 @@
     │   └── LayerMismatch        a layer that the model has not, or its last block
     ├── DataError                labelled conversations or activations that cannot be used
     │   ├── DatasetInvalid       a line of the file, a missing label, one class only
+    │   ├── CollectionInvalid    a folder of activations: unfinished, damaged, or without what is asked of it
     │   └── SplitLeak            a group on both sides of a split
     └── CalibrationError         no threshold can be given, or one is needed and absent
 
@@ -100,6 +101,10 @@ class DataError(ProbeError):
 
 class DatasetInvalid(DataError):
     """A line, a label or a class of the data set is missing or wrong."""
+
+
+class CollectionInvalid(DataError):
+    """A folder of collected activations is unfinished or damaged, or does not hold what is asked of it."""
 
 
 class SplitLeak(DataError):

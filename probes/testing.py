@@ -3,14 +3,26 @@
 path = write_artifact(tmp_path / "fake.safetensors", layers=(1,), d_model=64, threshold=0.5)
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from probes import artifact, kinds, manifest
-from probes.manifest import ProbeManifest
+from probes import artifact, dataset, kinds, manifest
+from probes.collection import (
+    Collection,
+    Shard,
+    Span,
+    kept_range,
+    write_conversations,
+    write_manifest,
+    write_shard,
+)
+from probes.dataset import Conversation
+from probes.identity import ModelIdentity
+from probes.manifest import ProbeManifest, TokenMask
 
 
 def fake_manifest(**changes: object) -> ProbeManifest:
@@ -48,3 +60,51 @@ def write_artifact(path: Path, seed: int = 0, **changes: object) -> Path:
     found = fake_manifest(**changes)
     artifact.write(path, found, fake_tensors(found, seed))
     return path
+
+
+def write_collection(
+    folder: Path,
+    conversations: Sequence[Conversation],
+    hidden: Sequence[Tensor],
+    prompt_lengths: Sequence[int],
+    layers: Sequence[int],
+    *,
+    kept: TokenMask | None = None,
+    per_shard: int = 4,
+    identity: ModelIdentity | None = None,
+) -> Collection:
+    """Write what `probewatch collect` would leave, of `hidden` [T, L, d] a conversation, `per_shard` in each file."""
+    kept = kept or TokenMask(prompt="all")
+    d_model, dtype = hidden[0].shape[2], hidden[0].dtype
+    model = identity or ModelIdentity("fake", "0" * 64, None, None, d_model, max(layers) + 2)
+    starts = range(0, len(hidden), per_shard)
+    shards = []
+    for index, start in enumerate(starts):
+        spans, rows = [], []
+        for i in range(start, min(start + per_shard, len(hidden))):
+            there = kept_range(kept, prompt_lengths[i], len(hidden[i]))
+            rows.append(hidden[i][there.start : there.stop])
+            spans.append(
+                Span(
+                    id=conversations[i].id,
+                    first=there.start,
+                    prompt_length=prompt_lengths[i],
+                    rows=len(there),
+                )
+            )
+        found = Shard(index=index, sha256="0" * 64, spans=tuple(spans))
+        digest = write_shard(folder / found.file, layers, torch.cat(rows).transpose(0, 1))
+        shards.append(found.model_copy(update={"sha256": digest}))
+    write_conversations(folder, conversations)
+    collection = Collection(
+        **model.__dict__,
+        layers=tuple(layers),
+        dtype=str(dtype).removeprefix("torch."),
+        kept=kept,
+        data_digest=dataset.digest(conversations),
+        n_shards=len(starts),
+        shards=tuple(shards),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    write_manifest(folder, collection)
+    return collection
