@@ -13,6 +13,7 @@ from monitor import __version__
 _COMMANDS = {
     "demo": ("monitor.demo", "serve the shipped model that lies, and watch the probes catch it"),
     "watch": ("monitor.watch", "live table of requests and flags of a running server"),
+    "audit": ("monitor.audit_command", "examine an audit log for lines changed, removed or cut"),
     "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
 }
 _REMOTE = {

@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """How long evidence stays on disk, in days."""
     evidence_mib: int = Field(default=1024, ge=1)
     """Upper bound of the evidence file, in MiB: beyond it the oldest goes first, flagged evidence last."""
+    audit_path: Path | None = None
+    """The append-only audit log of verdicts and of changes of the probes (default: none)."""
+    audit_key: SecretStr | None = None
+    """Key of the HMAC that signs the lines of the audit log (default: a chain of plain hashes)."""
     webhook_url: str | None = None
     """Receiver of pushed alerts."""
     webhook_secret: SecretStr | None = None
@@ -74,7 +78,7 @@ class Settings(BaseSettings):
         is_off = value is False or (isinstance(value, str) and value.strip().lower() == "off")
         return "off" if is_off else value
 
-    @field_validator("admin_key", "webhook_secret")
+    @field_validator("admin_key", "audit_key", "webhook_secret")
     @classmethod
     def _not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value():
@@ -131,6 +135,6 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
-        secret = name in (PREFIX + "ADMIN_KEY", PREFIX + "WEBHOOK_SECRET")
+        secret = name.endswith(("_KEY", "_SECRET"))
         found = "(not shown)" if secret else repr(first.get("input"))
         raise ConfigurationError(f"{name}={found}: {first['msg']}") from None

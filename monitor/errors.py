@@ -30,6 +30,10 @@ class EvidenceError(MonitorError):
     """The evidence file cannot be opened, written or read."""
 
 
+class AuditError(MonitorError):
+    """The audit log cannot be opened, written or read."""
+
+
 class ServerError(MonitorError):
     """A running server cannot be reached, refuses, or answers something else than expected."""
 

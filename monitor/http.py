@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hmac
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -17,11 +18,12 @@ from monitor import __version__
 from monitor.alert_feed import AlertFeed
 from monitor.alert_routes import add_alert_routes
 from monitor.alerts import AlertQuery, AlertSource, MemoryAlerts
+from monitor.audit_log import AuditLog, Deed, open_audit
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.control import Control, UnknownProbe
 from monitor.engines import Engines
-from monitor.errors import AttachError, ConfigurationError, EvidenceError, ServerError
+from monitor.errors import AttachError, ConfigurationError, EvidenceError, MonitorError, ServerError
 from monitor.evidence import EvidenceStore, open_store
 from monitor.evidence_rows import Text
 from monitor.peers import Peers
@@ -46,6 +48,8 @@ class HttpState:
     """Where ``/alerts`` and ``/events`` read."""
     evidence: EvidenceStore | None = None
     """None where nothing is kept on disk."""
+    audit: AuditLog | None = None
+    """None where nothing is audited."""
     closing: Callable[[], bool] = lambda: False
     """Whether the server is about to stop: then open streams end."""
 
@@ -60,6 +64,24 @@ class HttpState:
             memory = MemoryAlerts(None if self.peers is None else self.peers.ask)
             self.alerts = memory
             self.engines.listen(lambda frontend: memory.add)
+
+    def keep_audit(self) -> None:
+        """From now on every verdict and every change is recorded, where the settings say so. Raises ``AuditError``."""
+        facts = {"version": __version__, "model": self.engines.first.model_name}
+        self.audit = open_audit(
+            self.settings, self.engines, {**facts, "vllm_version": self.facts.get("vllm_version")}
+        )
+        if self.audit is not None:
+            self.engines.listen(self.audit.listener)
+
+    def close(self) -> None:
+        """Ends what writes in the background, all at the same time: vLLM waits for a few seconds only."""
+        sinks = [sink for sink in (self.evidence, self.audit) if sink is not None]
+        threads = [threading.Thread(target=sink.close) for sink in sinks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     @functools.cached_property
     def feed(self) -> AlertFeed:
@@ -99,16 +121,19 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
         return describe_probes(state().engines)
 
     @router.post("/probes", dependencies=[Depends(admin_only)])
-    async def attach(body: Attach) -> list[dict[str, Any]]:
-        return await change(state(), lambda control: control.attach(body.path))
+    async def attach(body: Attach, request: Request) -> list[dict[str, Any]]:
+        deed = Deed("attach", body.model_dump(), peer_of(request))
+        return await change(state(), deed, lambda control: control.attach(body.path))
 
     @router.patch("/probes/{name}", dependencies=[Depends(admin_only)])
-    async def set_probe(name: str, body: Change) -> list[dict[str, Any]]:
-        return await change(state(), lambda control: control.change(name, body.threshold, body.action))
+    async def set_probe(name: str, body: Change, request: Request) -> list[dict[str, Any]]:
+        deed = Deed("set", {"name": name, **body.model_dump(exclude_none=True)}, peer_of(request))
+        return await change(state(), deed, lambda control: control.change(name, body.threshold, body.action))
 
     @router.delete("/probes/{name}", dependencies=[Depends(admin_only)])
-    async def detach(name: str) -> list[dict[str, Any]]:
-        return await change(state(), lambda control: control.detach(name))
+    async def detach(name: str, request: Request) -> list[dict[str, Any]]:
+        deed = Deed("detach", {"name": name}, peer_of(request))
+        return await change(state(), deed, lambda control: control.detach(name))
 
     @router.get("/requests", dependencies=[Depends(evidence_allowed)])
     async def recent(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> list[dict[str, Any]]:
@@ -163,19 +188,34 @@ def check_admin(settings: Settings, request: Request) -> None:
         raise HTTPException(403, f"header {ADMIN_HEADER} is missing or wrong; send the server's admin key")
 
 
-async def change(state: HttpState, apply: Callable[[Control], Awaitable[None]]) -> list[dict[str, Any]]:
+def peer_of(request: Request) -> str:
+    """The address a request came from; behind a proxy, the proxy's."""
+    return request.client.host if request.client is not None else ""
+
+
+async def change(
+    state: HttpState, deed: Deed, apply: Callable[[Control], Awaitable[None]]
+) -> list[dict[str, Any]]:
     """Applies a change and tells what is attached then; 404, 409 or 422 with one line where it cannot be made."""
-    if state.control is None:
-        raise HTTPException(409, "this server serves unmonitored; mend what /status names and restart it")
+    outcome = "interrupted"
     try:
+        if state.control is None:
+            raise AttachError("this server serves unmonitored; mend what /status names and restart it")
         await apply(state.control)
-    except UnknownProbe as error:
-        raise HTTPException(404, str(error)) from error
-    except ConfigurationError as error:
-        raise HTTPException(422, str(error)) from error
-    except (AttachError, ServerError) as error:
-        raise HTTPException(409, str(error)) from error
+        outcome = "done"
+    except MonitorError as error:
+        outcome = str(error)
+        raise HTTPException(_status_of(error), outcome) from error
+    finally:  # also of a request that is cancelled
+        if state.audit is not None:
+            state.audit.change(deed, outcome)
     return describe_probes(state.engines)
+
+
+def _status_of(error: MonitorError) -> int:
+    if isinstance(error, UnknownProbe):
+        return 404
+    return 422 if isinstance(error, ConfigurationError) else 409
 
 
 async def everywhere(state: HttpState, question: dict[str, Any]) -> list[Any]:

@@ -48,8 +48,8 @@ class ProbewatchEndpoint:
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
         """Around vLLM's own: the server has stopped taking requests when this ends."""
         yield
-        if self._state is not None and self._state.evidence is not None:
-            await asyncio.to_thread(self._state.evidence.close)
+        if self._state is not None:
+            await asyncio.to_thread(self._state.close)
 
     def _known(self) -> tuple[Settings, RecentRecords]:
         state = self._ready()
@@ -99,6 +99,7 @@ class ProbewatchEndpoint:
             found.facts.update(accept_report(tap.engines, reports, tap.plan.refuse))
             found.control = _control(engine_client, tap, settings, found.peers)
         await asyncio.to_thread(found.keep_evidence, getattr(args, "port", 0))
+        await asyncio.to_thread(found.keep_audit)
         self._state = found
 
 

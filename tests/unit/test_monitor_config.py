@@ -48,6 +48,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "EVIDENCE_DAYS": ("7", 7),
     "EVIDENCE_MIB": ("64", 64),
     "STORE_TEXT": ("1", True),
+    "AUDIT_PATH": ("/audit", Path("/audit")),
     "WEBHOOK_URL": ("https://example.org/hook", "https://example.org/hook"),
     "RECENT_REQUESTS": ("2048", 2048),
     "RECENT_MIB": ("64", 64),
@@ -55,7 +56,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "TAP_NORMS": ("1", True),
     "SCORE_STORE_MIB": ("64", 64),
 }
-SECRETS = ("ADMIN_KEY", "WEBHOOK_SECRET")
+SECRETS = ("ADMIN_KEY", "AUDIT_KEY", "WEBHOOK_SECRET")
 
 
 def test_nothing_set_is_safe() -> None:
