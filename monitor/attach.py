@@ -12,9 +12,6 @@ from monitor.steering import VectorBank
 from probes import Probe, ProbeError, load
 from probes.identity import check_binding, model_identity
 
-NOT_YET = ("webhook_url", "webhook_secret")
-"""Settings of the contract that nothing reads yet: refused, for nobody shall wait for alerts that never come."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -73,9 +70,6 @@ def make_plan(settings: Settings) -> Plan:
             "nothing to monitor: no probe, layer or vector given; set PROBEWATCH_PROBES, PROBEWATCH_TAP_LAYERS or "
             "PROBEWATCH_VECTORS (`probewatch serve`: --probe FILE, --tap-layers 1,2, --vector FILE)"
         )
-    for name in NOT_YET:
-        if getattr(settings, name) != Settings.model_fields[name].default:
-            raise ConfigurationError(f"PROBEWATCH_{name.upper()} is not available in this version; unset it")
     return Plan(
         probes,
         settings.tap_layers,

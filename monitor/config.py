@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from monitor.errors import ConfigurationError
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
     """Receiver of pushed alerts."""
     webhook_secret: SecretStr | None = None
     """Key of the HMAC that signs pushed alerts."""
+    alertmanager_url: str | None = None
+    """An Alertmanager that flags are pushed to: its root, without ``/api/v2``."""
+    push_text: bool = False
+    """Whether pushed flags carry prompt, answer and token text."""
+    public_url: str | None = None
+    """Where people reach this server, for links in pushed alerts (default: made of its host and port)."""
     recent_requests: int = Field(default=4096, ge=1024, le=1_000_000)
     """How many finished responses stay in memory with their token scores."""
     recent_mib: int = Field(default=512, ge=1)
@@ -87,12 +94,41 @@ class Settings(BaseSettings):
             raise ValueError("a key must be ASCII: it travels in an HTTP header")
         return value
 
+    @field_validator("webhook_url", "alertmanager_url", "public_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not _is_web_address(value):
+            raise ValueError("give http://HOST[:PORT][/PATH] or https://..., without user, password or #")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret_of_something(cls, value: SecretStr | None, known: ValidationInfo) -> SecretStr | None:
+        if value is not None and known.data.get("webhook_url", "") is None:
+            raise ValueError("it signs nothing without PROBEWATCH_WEBHOOK_URL; set that, or leave this out")
+        return value
+
     @field_validator("tap_layers")
     @classmethod
     def _sorted_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(layer < 0 for layer in value):
             raise ValueError("layers are 0-based block indices, none may be negative")
         return tuple(sorted(set(value)))
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        plain = text.isascii() and text.isprintable() and not set(text) & set(" #")
+        return (
+            plain
+            and parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and "@" not in parts.netloc
+            and parts.port != 0
+        )
+    except ValueError:  # a port that is no number, brackets that do not close
+        return False
 
 
 _INTERNAL = ("CONFIG", "REQUIRE_ENDPOINT", "REFUSAL_FILE")

@@ -26,7 +26,10 @@ from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, EvidenceError, MonitorError, ServerError
 from monitor.evidence import EvidenceStore, open_store
 from monitor.evidence_rows import Text
+from monitor.flag_event import Origin
 from monitor.peers import Peers
+from monitor.postman import Postman
+from monitor.push import make_postmen
 from monitor.records import headline, of_response
 from monitor.verdict import FLAGGED, worst
 
@@ -50,6 +53,8 @@ class HttpState:
     """None where nothing is kept on disk."""
     audit: AuditLog | None = None
     """None where nothing is audited."""
+    postmen: list[Postman] = field(default_factory=list)
+    """Who push flags to receivers."""
     closing: Callable[[], bool] = lambda: False
     """Whether the server is about to stop: then open streams end."""
 
@@ -74,9 +79,18 @@ class HttpState:
         if self.audit is not None:
             self.engines.listen(self.audit.listener)
 
+    def push_flags(self, url: str) -> None:
+        """From now on flags are pushed to the receivers in the settings. ``url``: where people reach this server."""
+        facts = {key: str(self.facts.get(key) or "") for key in ("vllm_version", "revision")}
+        origin = Origin(url, __version__, facts["vllm_version"], facts["revision"] or None)
+        self.postmen = make_postmen(self.settings, origin, Text(self.decode, self.token_text))
+        for postman in self.postmen:
+            postman.start()
+            self.engines.listen(postman.listener)
+
     def close(self) -> None:
-        """Ends what writes in the background, all at the same time: vLLM waits for a few seconds only."""
-        sinks = [sink for sink in (self.evidence, self.audit) if sink is not None]
+        """Ends what works in the background, all at the same time: vLLM waits for a few seconds only."""
+        sinks = [sink for sink in (self.evidence, self.audit, *self.postmen) if sink is not None]
         threads = [threading.Thread(target=sink.close) for sink in sinks]
         for thread in threads:
             thread.start()

@@ -100,6 +100,7 @@ class Metrics:
 
     def __init__(self, model_name: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._base = (model_name, engine)
+        self.engine = engine
         self._metrics = {name: _collector(name, registry) for name in CATALOGUE}
         self._children: dict[tuple[str, ...], Collector] = {}
         for stage in ERROR_STAGES:

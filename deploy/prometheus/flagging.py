@@ -11,9 +11,7 @@ from deploy.prometheus.recording import (
     flag_burn,
     flags,
 )
-
-CRITICAL_FPR = 0.001
-"""A probe calibrated to flag at most this share of benign traffic is critical: each of its flags is worth a look."""
+from monitor.receivers import CRITICAL_FPR
 
 FEWEST_FAST, FEWEST_SLOW = 5, 10
 """Flags that the long window must hold, so that one chance flag in quiet traffic is no burn."""

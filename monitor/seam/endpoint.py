@@ -18,6 +18,7 @@ from monitor.errors import AttachError, MonitorError
 from monitor.expose import Exposure
 from monitor.http import HttpState, answer, make_router
 from monitor.peers import Peers
+from monitor.push import public_url
 from monitor.records import RecentRecords
 from monitor.refusal import file_reason
 from monitor.seam.engine import accept_report
@@ -84,7 +85,11 @@ class ProbewatchEndpoint:
             engines=tap.engines,
             settings=settings,
             decode=_decoder(engine_client.output_processor.tokenizer),
-            facts={"vllm_version": vllm_version(), "runner": runner_name(engine_client.vllm_config)},
+            facts={
+                "vllm_version": vllm_version(),
+                "runner": runner_name(engine_client.vllm_config),
+                "revision": engine_client.vllm_config.model_config.revision,
+            },
             closing=functools.partial(_is_closing, state),
         )
         # Set by vLLM, for its own metrics, exactly where it runs several API servers.
@@ -98,8 +103,11 @@ class ProbewatchEndpoint:
             reports = await _ask_workers(engine_client, "probewatch_report")
             found.facts.update(accept_report(tap.engines, reports, tap.plan.refuse))
             found.control = _control(engine_client, tap, settings, found.peers)
-        await asyncio.to_thread(found.keep_evidence, getattr(args, "port", 0))
+        port = getattr(args, "port", 0)
+        await asyncio.to_thread(found.keep_evidence, port)
         await asyncio.to_thread(found.keep_audit)
+        secure = bool(getattr(args, "ssl_certfile", None))
+        found.push_flags(public_url(settings, getattr(args, "host", None), port, secure))
         self._state = found
 
 

@@ -72,13 +72,6 @@ def test_actions_are_those_of_the_manifests(tmp_path: Path) -> None:
     assert plan_of(one, two).bank(D, LAYERS).actions == {"a": "alert", "b": "observe"}
 
 
-@pytest.mark.parametrize("setting", ["PROBEWATCH_WEBHOOK_URL", "PROBEWATCH_WEBHOOK_SECRET"])
-def test_a_setting_that_nothing_reads_yet_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(setting, "verdict")
-    with pytest.raises(ConfigurationError, match=setting):
-        make_plan(Settings(tap_layers=(1,)))
-
-
 def test_nothing_to_monitor_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="nothing to monitor"):
         make_plan(Settings())

@@ -50,6 +50,9 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "STORE_TEXT": ("1", True),
     "AUDIT_PATH": ("/audit", Path("/audit")),
     "WEBHOOK_URL": ("https://example.org/hook", "https://example.org/hook"),
+    "ALERTMANAGER_URL": ("http://alerts:9093", "http://alerts:9093"),
+    "PUSH_TEXT": ("1", True),
+    "PUBLIC_URL": ("https://llm.example.org/a", "https://llm.example.org/a"),
     "RECENT_REQUESTS": ("2048", 2048),
     "RECENT_MIB": ("64", 64),
     "TAP_COLUMNS": ("32", 32),
@@ -64,7 +67,15 @@ def test_nothing_set_is_safe() -> None:
     assert (found.probes, found.vectors, found.tap_layers) == ((), (), ())
     assert (found.on_attach_failure, found.expose) == ("refuse", "none")
     assert (found.open_evidence, found.store_text) == (False, False)
-    for name in ("probe_dir", "admin_key", "evidence_path", "webhook_url", "webhook_secret"):
+    assert not found.push_text
+    for name in (
+        "probe_dir",
+        "admin_key",
+        "evidence_path",
+        "webhook_url",
+        "webhook_secret",
+        "alertmanager_url",
+    ):
         assert getattr(found, name) is None
     assert found.recent_requests >= 1024
 
@@ -78,6 +89,7 @@ def test_every_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_secrets_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("PROBEWATCH_WEBHOOK_URL", "https://example.org")
     monkeypatch.setenv(f"PROBEWATCH_{name}", "hunter2")
     found = load_settings()
     assert getattr(found, name.lower()).get_secret_value() == "hunter2"
@@ -140,6 +152,13 @@ def test_the_environment_wins_over_yaml_setting_by_setting(
         ("TAP_COLUMNS", "0"),
         ("SCORE_STORE_MIB", "0"),
         ("EXPOSE", "a\nb"),
+        ("WEBHOOK_URL", "example.org"),
+        ("WEBHOOK_URL", "file:///etc/passwd"),
+        ("WEBHOOK_URL", "http://user:word@example.org"),
+        ("WEBHOOK_URL", "http://example.org/a b"),
+        ("ALERTMANAGER_URL", "http://"),
+        ("ALERTMANAGER_URL", "http://alerts:http"),
+        ("PUBLIC_URL", "https://example.org/#top"),
     ],
 )
 def test_a_wrong_value_is_refused_naming_variable_and_value(
@@ -211,6 +230,11 @@ def test_evidence_can_be_kept_off_the_disk(
 def test_a_refused_secret_is_not_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     use_yaml(monkeypatch, tmp_path, f"{name.lower()}: 48151623\n")  # YAML reads a number
     assert "48151623" not in refusal(f"PROBEWATCH_{name}")
+
+
+def test_a_secret_that_signs_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROBEWATCH_WEBHOOK_SECRET", "hunter2")
+    assert "hunter2" not in refusal("PROBEWATCH_WEBHOOK_SECRET", "without PROBEWATCH_WEBHOOK_URL")
 
 
 @pytest.mark.parametrize("name", ["ADMIN_KEY", "WEBHOOK_SECRET", "PROBE_DIR", "EVIDENCE_PATH", "WEBHOOK_URL"])
