@@ -89,7 +89,7 @@ class AuditLog:
     def _tell(self, event: Event) -> None:
         self._courier.offer({"time": time.time(), "pid": os.getpid(), **event}, self._metrics, EVENT_BYTES)
 
-    def _write(self, events: Sequence[Event]) -> None:
+    def _write(self, events: Sequence[Event]) -> int:
         lost = self._courier.lost
         if lost > self._told_lost:
             missing = {
@@ -107,6 +107,7 @@ class AuditLog:
                 self._file.path,
                 trouble,
             )
+        return 0
 
 
 def open_audit(settings: Settings, engines: Engines, facts: Mapping[str, Any]) -> AuditLog | None:

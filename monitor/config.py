@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """The append-only audit log of verdicts and of changes of the probes (default: none)."""
     audit_key: SecretStr | None = None
     """Key of the HMAC that signs the lines of the audit log (default: a chain of plain hashes)."""
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector that is told of every verdict, as in http://collector:4318 (default: none)."""
     webhook_url: str | None = None
     """Receiver of pushed alerts."""
     webhook_secret: SecretStr | None = None

@@ -28,8 +28,9 @@ Ready = TypeVar("Ready")
 class Courier(Generic[Raw, Ready]):
     """One sink. Each item is prepared by itself, so that a strange one costs no other, then delivered with its batch.
 
-    ``prepare`` and ``deliver`` run on the thread and may raise anything: it is counted, and logged once until a batch
-    arrives again. ``done``: the outcome that ``probewatch_evidence_total`` shows for what arrived.
+    ``deliver`` returns how many were not taken. It and ``prepare`` run on the thread and may raise anything: that is
+    counted, and logged once until a batch arrives again. ``done``: the outcome that ``probewatch_evidence_total`` shows
+    for what arrived.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Courier(Generic[Raw, Ready]):
         sink: str,
         done: str,
         prepare: Callable[[Raw], Ready],
-        deliver: Callable[[Sequence[Ready]], None],
+        deliver: Callable[[Sequence[Ready]], int],
         queue_items: int = QUEUE_ITEMS,
     ) -> None:
         self._sink = sink
@@ -95,15 +96,16 @@ class Courier(Generic[Raw, Ready]):
         if not ready:
             return
         try:
-            self._deliver(ready)
+            refused = self._deliver(ready)
+            self._failing = False
         except Exception as error:  # whatever it is, the next batch gets its chance
             self._complain(error)
-            for metrics in owners:
-                self._lose(metrics, FAILED)
-            return
-        for metrics in owners:
+            refused = len(ready)
+        arrived = len(ready) - refused
+        for metrics in owners[:arrived]:
             metrics.inc(METRIC, self._sink, self._done)
-        self._failing = False
+        for metrics in owners[arrived:]:
+            self._lose(metrics, FAILED)
 
     def _lose(self, metrics: Metrics, outcome: str) -> None:
         with self._counting:

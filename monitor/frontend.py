@@ -39,6 +39,8 @@ class Running:
     states: bytearray = field(default_factory=bytearray)
     """float32 rows [fed, K], laid out by ``bank``"""
     fed: int = 0
+    traceparent: str | None = None
+    """See ``Record``."""
     lost: bool = False
     """Accounting failed on the way: nothing of this sequence may pass as scored."""
 
@@ -224,6 +226,7 @@ class Frontend:
             prompt_tokens=running.prompt_tokens,
             token_ids=ids,
             states=states,
+            traceparent=running.traceparent,
         )
         self._publish(verdicts, bank)
         self.recent.add(record)

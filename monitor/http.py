@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hmac
 import json
-import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
@@ -15,104 +12,17 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitor import __version__
-from monitor.alert_feed import AlertFeed
 from monitor.alert_routes import add_alert_routes
-from monitor.alerts import AlertQuery, AlertSource, MemoryAlerts
-from monitor.audit_log import AuditLog, Deed, open_audit
+from monitor.alerts import AlertQuery, MemoryAlerts
+from monitor.audit_log import Deed
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.control import Control, UnknownProbe
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, EvidenceError, MonitorError, ServerError
-from monitor.evidence import EvidenceStore, open_store
-from monitor.evidence_rows import Text
-from monitor.flag_event import Origin
-from monitor.peers import Peers
-from monitor.postman import Postman
-from monitor.push import make_postmen
 from monitor.records import headline, of_response
+from monitor.server_state import HttpState
 from monitor.verdict import FLAGGED, worst
-
-
-@dataclass
-class HttpState:
-    """What the routes need; set once the engine is up and the taps are proven."""
-
-    engines: Engines
-    settings: Settings
-    decode: Callable[[list[int]], str]
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Versions, runner, and what the workers reported."""
-    peers: Peers | None = None
-    """The other API servers, where there are several."""
-    control: Control | None = None
-    """None where nothing can be attached."""
-    alerts: AlertSource = field(default_factory=MemoryAlerts)
-    """Where ``/alerts`` and ``/events`` read."""
-    evidence: EvidenceStore | None = None
-    """None where nothing is kept on disk."""
-    audit: AuditLog | None = None
-    """None where nothing is audited."""
-    postmen: list[Postman] = field(default_factory=list)
-    """Who push flags to receivers."""
-    closing: Callable[[], bool] = lambda: False
-    """Whether the server is about to stop: then open streams end."""
-
-    def keep_evidence(self, port: int) -> None:
-        """From now on every verdict goes where the settings say. Raises ``EvidenceError``."""
-        text = Text(self.decode, self.token_text)
-        self.evidence = open_store(self.settings, self.engines.first.model_name, port, text)
-        if self.evidence is not None:
-            self.alerts = self.evidence
-            self.engines.listen(self.evidence.listener)
-        else:
-            memory = MemoryAlerts(None if self.peers is None else self.peers.ask)
-            self.alerts = memory
-            self.engines.listen(lambda frontend: memory.add)
-
-    def keep_audit(self) -> None:
-        """From now on every verdict and every change is recorded, where the settings say so. Raises ``AuditError``."""
-        facts = {"version": __version__, "model": self.engines.first.model_name}
-        self.audit = open_audit(
-            self.settings, self.engines, {**facts, "vllm_version": self.facts.get("vllm_version")}
-        )
-        if self.audit is not None:
-            self.engines.listen(self.audit.listener)
-
-    def push_flags(self, url: str) -> None:
-        """From now on flags are pushed to the receivers in the settings. ``url``: where people reach this server."""
-        facts = {key: str(self.facts.get(key) or "") for key in ("vllm_version", "revision")}
-        origin = Origin(url, __version__, facts["vllm_version"], facts["revision"] or None)
-        self.postmen = make_postmen(self.settings, origin, Text(self.decode, self.token_text))
-        for postman in self.postmen:
-            postman.start()
-            self.engines.listen(postman.listener)
-
-    def close(self) -> None:
-        """Ends what works in the background, all at the same time: vLLM waits for a few seconds only."""
-        sinks = [sink for sink in (self.evidence, self.audit, *self.postmen) if sink is not None]
-        threads = [threading.Thread(target=sink.close) for sink in sinks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    @functools.cached_property
-    def feed(self) -> AlertFeed:
-        """What the event streams of this process share."""
-        return AlertFeed(self.alerts, self.closing)
-
-    @functools.cached_property
-    def token_text(self) -> Callable[[int], str]:
-        """Text of one token with its leading space: what it adds after itself."""
-
-        @functools.lru_cache(maxsize=65536)
-        def text(token_id: int) -> str:
-            once = self.decode([token_id])
-            twice = self.decode([token_id, token_id])
-            return twice[len(once) :] if twice.startswith(once) else once
-
-        return text
 
 
 def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRouter:

@@ -42,6 +42,8 @@ class Record:
     """[T + 1 or more] prompt and output ids, the unfed last one included; None for a prompt of embeddings."""
     states: FloatArray
     """[T, K]"""
+    traceparent: str | None = None
+    """W3C trace context of the client's request, where vLLM traces requests."""
 
     @property
     def coverage(self) -> dict[str, float | None]:

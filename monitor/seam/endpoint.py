@@ -16,7 +16,7 @@ from monitor.config import Settings, load_settings
 from monitor.control import Control
 from monitor.errors import AttachError, MonitorError
 from monitor.expose import Exposure
-from monitor.http import HttpState, answer, make_router
+from monitor.http import answer, make_router
 from monitor.peers import Peers
 from monitor.push import public_url
 from monitor.records import RecentRecords
@@ -24,6 +24,7 @@ from monitor.refusal import file_reason
 from monitor.seam.engine import accept_report
 from monitor.seam.outputs import OutputTap
 from monitor.seam.supported import runner_name, vllm_version
+from monitor.server_state import HttpState
 from monitor.wire import CARRIER
 from probes import ProbeError
 from probes.identity import ModelIdentity, model_identity
@@ -105,9 +106,9 @@ class ProbewatchEndpoint:
             found.control = _control(engine_client, tap, settings, found.peers)
         port = getattr(args, "port", 0)
         await asyncio.to_thread(found.keep_evidence, port)
-        await asyncio.to_thread(found.keep_audit)
         secure = bool(getattr(args, "ssl_certfile", None))
-        found.push_flags(public_url(settings, getattr(args, "host", None), port, secure))
+        url = public_url(settings, getattr(args, "host", None), port, secure)
+        await asyncio.to_thread(found.keep_sinks, url)
         self._state = found
 
 

@@ -68,6 +68,7 @@ class OutputTap:
         followed = self.running.get(output.request_id)
         if followed is None:
             followed = self.running[output.request_id] = (self.frontend, begin(request))
+            followed[1].traceparent = (output.trace_headers or {}).get("traceparent")
         running = followed[1]
         if request.streaming_input:
             running.lost = True  # a growing prompt; its positions are not followed

@@ -233,6 +233,7 @@ _ON_THE_WAY = (
         "request_id, new_token_ids, finish_reason, kv_transfer_params",
         "what vLLM counts, and the carrier of the scores",
     ),
+    Touched("reads", f"{_ENGINE}:EngineCoreOutput", "trace_headers", "a verdict in its request's trace"),
     Touched("reads", f"{_ENGINE}:FinishReason", "__str__", "why a sequence ended"),
 )
 

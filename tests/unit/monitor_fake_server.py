@@ -168,6 +168,7 @@ def _engine_output(request_id: str, ids: Sequence[int], finish_reason: str | Non
     return SimpleNamespace(
         request_id=request_id,
         new_token_ids=list(ids),
+        trace_headers=None,
         finish_reason=finish_reason,
         kv_transfer_params=None,
         stop_reason=None,

@@ -23,8 +23,9 @@ from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.errors import EvidenceError
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.http import HttpState, answer, make_router
+from monitor.http import answer, make_router
 from monitor.seam.endpoint import ProbewatchEndpoint, _is_closing
+from monitor.server_state import HttpState
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, value
 
 KEY = {ADMIN_HEADER: "secret"}

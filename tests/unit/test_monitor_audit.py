@@ -28,7 +28,8 @@ from monitor.config import Settings
 from monitor.control import UnknownProbe
 from monitor.errors import AttachError, AuditError
 from monitor.frontend import Frontend
-from monitor.http import HttpState, make_router
+from monitor.http import make_router
+from monitor.server_state import HttpState
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, summed
 from tests.unit.test_monitor_records import SCORES, record_of
 
@@ -310,7 +311,7 @@ def test_every_change_that_the_key_opened_is_recorded_with_its_outcome(
     settings = Settings(audit_path=tmp_path / "log", admin_key="secret")
     control: Any = SimpleNamespace(trouble=None, detach=AsyncMock(side_effect=fault))
     state = HttpState(alone(frontend), settings, str, control=control)
-    state.keep_audit()
+    state.keep_sinks("http://127.0.0.1:8000")
     application = FastAPI()
     application.include_router(make_router(lambda: state))
     client = TestClient(application, raise_server_exceptions=False)

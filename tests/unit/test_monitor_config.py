@@ -49,6 +49,7 @@ ENVIRONMENT: dict[str, tuple[str, object]] = {
     "EVIDENCE_MIB": ("64", 64),
     "STORE_TEXT": ("1", True),
     "AUDIT_PATH": ("/audit", Path("/audit")),
+    "OTLP_ENDPOINT": ("http://collector:4318", "http://collector:4318"),
     "WEBHOOK_URL": ("https://example.org/hook", "https://example.org/hook"),
     "ALERTMANAGER_URL": ("http://alerts:9093", "http://alerts:9093"),
     "PUSH_TEXT": ("1", True),

@@ -20,11 +20,12 @@ from monitor.engines import Engines
 from monitor.errors import AttachError
 from monitor.events import FloatArray, StepScores
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.http import HttpState, make_router
+from monitor.http import make_router
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords
 from monitor.seam.engine import accept_report
 from monitor.seam.outputs import OutputTap
+from monitor.server_state import HttpState
 from monitor.unscored import Reason, nan_for, reasons
 from monitor.wire import CARRIER, pack
 from tests.unit.monitor_fakes import MODEL, alerting, column, ints, make_bank, value
@@ -76,6 +77,7 @@ def outputs(*ids: str, message: dict[str, Any] | None, new: int = 1) -> list[Any
         SimpleNamespace(
             request_id=id,
             new_token_ids=[9] * new,
+            trace_headers=None,
             finish_reason=None,
             kv_transfer_params=None,
             stop_reason=None,

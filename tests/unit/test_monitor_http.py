@@ -15,7 +15,8 @@ from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.errors import ServerError
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.http import HttpState, answer, describe, make_router
+from monitor.http import answer, describe, make_router
+from monitor.server_state import HttpState
 from monitor.unscored import Reason, nan_for
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, make_probe
 
