@@ -9,7 +9,6 @@ import json
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from probes import kinds
+from probes.atomic import write_bytes
 from probes.errors import (
     ArtifactError,
     DigestMismatch,
@@ -67,18 +67,7 @@ def write(path: Path, manifest: ProbeManifest, tensors: Mapping[str, Tensor]) ->
     written = revise(manifest, tensors_sha256=tensors_digest(held))
     _check_tensors(written, held)
     payload = dump_safetensors(held, metadata={METADATA_KEY: written.model_dump_json()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, and a server may run as another user
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, payload)
     return written
 
 

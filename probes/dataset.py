@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from probes.atomic import write_text
 from probes.errors import DatasetInvalid, SplitLeak
 
 Split = Literal["train", "validation", "test"]
@@ -93,10 +94,9 @@ def read(path: Path) -> list[Conversation]:
 
 
 def write(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write conversations as JSONL."""
+    """Write conversations as JSONL, in one rename."""
     text = "".join(conversation.model_dump_json(exclude_none=True) + "\n" for conversation in conversations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    write_text(path, text)
 
 
 def of_split(conversations: Sequence[Conversation], split: Split) -> list[Conversation]:
