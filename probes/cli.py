@@ -17,7 +17,7 @@ _EXAMPLES: Final = {
     "train": "probewatch train --model ./model --data chats.jsonl --name deception --concept deception "
     "--positive lie --negative honest -o deception.safetensors",
     "calibrate": "probewatch calibrate deception.safetensors --model ./model --benign monday.jsonl "
-    "--second tuesday.jsonl --fpr 0.01 -o deception.safetensors",
+    "--second tuesday.jsonl --fpr 0.01 --requests-per-day 20000 -o deception.safetensors",
     "evaluate": "probewatch evaluate deception.safetensors --model ./model --data d.jsonl --min-auroc 0.9",
     "inspect": "probewatch inspect deception.safetensors",
     "verify": "probewatch verify deception.safetensors --model ./model",
@@ -116,14 +116,18 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
         "--benign",
         type=Path,
         required=True,
-        help="benign traffic for the threshold: JSONL or collected folder",
+        help="benign traffic for the threshold: JSONL, collected folder, or scores of `probewatch record`",
     )
     parser.add_argument(
-        "--second", type=Path, required=True, help="another benign set, for the realised rate"
+        "--second", type=Path, help="another benign set, for the realised rate (default: half of the first)"
     )
     parser.add_argument(
         "--fpr", type=float, default=0.01, help="share of benign traffic to flag (default: 0.01)"
     )
+    parser.add_argument(
+        "--requests-per-day", type=float, metavar="N", help="your rate, to tell the false flags of a day"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the deal into halves (default: 0)")
     parser.add_argument("--action", help="observe, alert, stop or steer:VECTOR (default: by concept)")
     _out(parser)
 

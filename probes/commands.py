@@ -2,15 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import JsonValue
 
-from probes import artifact, calibration, controls, dataset, evaluation, report, training
+from probes import artifact, controls, dataset, evaluation, report, training
+from probes.command_calibrate import calibrate as calibrate
 from probes.dataset import Conversation
-from probes.errors import DataError, DatasetInvalid
+from probes.errors import DataError
 from probes.identity import check_binding, model_identity
 from probes.manifest import Aggregation, TokenMask, TrainingData
 from probes.probe import Probe, load
@@ -63,33 +62,6 @@ def train(options: argparse.Namespace) -> int:
     best = training.best(trials)
     written = best.probe.save(options.out).manifest
     print(f"chosen: layer {written.layers[0]}, {written.kind}; {options.out} has no threshold: calibrate it")
-    return 0
-
-
-def calibrate(options: argparse.Namespace) -> int:
-    """Threshold from one benign set, realised false positives on another, both into the manifest."""
-    probe = load(options.probe)
-    sources = Sources(options.model, options.activations)
-    sides = [sources.open(path) for path in (options.benign, options.second)]
-    for source, _ in sides:
-        check_binding(probe.manifest, source.identity)
-    benign, second = (chats for _, chats in sides)
-    for path, side in ((options.benign, benign), (options.second, second)):
-        lies = sum(chat.label == 1 for chat in side)
-        if lies:
-            raise DatasetInvalid(
-                f"{path}: {lies} conversations have label 1; benign traffic must not hold the concept"
-            )
-    dataset.check_disjoint(benign=benign, second=second)
-    scores, others = (_scores(probe, source, chats) for source, chats in sides)
-    revised = calibration.calibrated(
-        probe.manifest, scores, others, options.fpr, action=options.action, data_digest=dataset.digest(benign)
-    )
-    print(
-        report.benign_text(
-            replace(probe, manifest=revised).save(options.out, created_at=datetime.now(UTC)).manifest
-        )
-    )
     return 0
 
 

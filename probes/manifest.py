@@ -4,6 +4,8 @@ It travels as JSON under the metadata key `probewatch` of the artifact's safeten
 `probes.artifact`).
 """
 
+import hashlib
+import json
 import math
 import re
 from bisect import bisect_left
@@ -225,6 +227,15 @@ class ProbeManifest(_Record):
     def nominal_fpr(self) -> float | None:
         """Share of benign traffic that the threshold was chosen to flag, or None while uncalibrated."""
         return None if self.calibration is None else self.calibration.nominal_fpr
+
+    @property
+    def statistic_digest(self) -> str:
+        """SHA-256 of all that the deployed statistic depends on; scores with another one are not comparable."""
+        decides = {"kind", "layers", "scoring", "token_mask", "aggregation", "statistic", "tensors_sha256"}
+        told = self.model_dump(
+            mode="json", include=decides, exclude_defaults=True
+        )  # new fields keep old digests
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @field_validator("layers")
     @classmethod

@@ -187,6 +187,7 @@ _SECTIONS: Final[Mapping[str, Callable[[Mapping[str, JsonValue]], str]]] = {
     "test": _test,
     "controls": _table("Controls that must fail (AUROC on the test set)", "control"),
     "deployed": _table("At the shipped threshold, on the test set", "figure"),
+    "benign_traffic": _table("What to expect of benign traffic", "figure"),
     "steering": _table("Steering along it", "setting"),
     "layer_profile": _table("Profile on validation (best objective at each layer)", "layer"),
     "token_profile": _table("Choice of tokens and aggregation on validation (best objective)", "tokens"),

@@ -290,3 +290,34 @@ def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> Non
             run(command, "--help")
         assert ended.value.code == 0
         assert f"probewatch {command} " in capsys.readouterr().out
+
+
+def test_one_benign_set_is_dealt_and_the_rate_becomes_flags_a_day(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = testing.write_artifact(
+        tmp_path / "p.safetensors", layers=(1,), d_model=16, binding=hf.load(model_dir).identity.binding()
+    )
+    benign = jsonl(tmp_path / "b.jsonl", [row for row in labelled_rows(80) if row["label"] == 0])
+    common = ["calibrate", artifact, "--model", model_dir, "--benign", benign, "-o", artifact]
+    assert run(*common, "--fpr", "0.05", "--requests-per-day", "500") == 0
+    said = capsys.readouterr().out
+    assert "At 500 requests a day" in said
+    manifest = probes.load(artifact).manifest
+    assert manifest.calibration is not None
+    assert (manifest.calibration.n, manifest.calibration.realised_n) == (20, 20)
+    assert "false flags a day (expected)" in json.dumps(manifest.metrics["benign_traffic"])
+    before = artifact.read_bytes()
+    assert run(*common, "--fpr", "0.01") == 1
+    assert "give at least 99" in capsys.readouterr().err
+    assert run("calibrate", artifact, "--benign", benign, "-o", artifact) == 2
+    assert "give --model" in capsys.readouterr().err
+    assert artifact.read_bytes() == before
+
+
+def test_a_stop_needs_the_statistic_that_a_stop_acts_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = testing.write_artifact(tmp_path / "p.safetensors", statistic="final")
+    assert run("calibrate", artifact, "--benign", "absent", "--action", "stop", "-o", artifact) == 1
+    assert "running_sup" in capsys.readouterr().err

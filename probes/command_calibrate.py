@@ -1,0 +1,99 @@
+"""`probewatch calibrate`: a threshold from the user's own benign traffic, and what it will flag of it."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from probes import benign, calibration, dataset, recorded, report
+from probes.benign import Benign, Outlook
+from probes.dataset import Conversation
+from probes.errors import CalibrationError, DatasetInvalid
+from probes.hf import Activations
+from probes.identity import check_binding
+from probes.manifest import ProbeManifest
+from probes.probe import Probe, load
+from probes.sources import Source, Sources
+
+HELD: Final = 256
+"""Conversations whose activations are held at once."""
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Threshold from one benign set, realised false positives on another, both into the manifest."""
+    probe = load(options.probe)
+    _check_action(probe.manifest, options.action)
+    first, second = _sets(probe, options)
+    revised = calibration.calibrated(
+        probe.manifest,
+        first.scores,
+        second.scores,
+        options.fpr,
+        action=options.action,
+        data_digest=first.digest,
+    )
+    known = replace(probe, manifest=revised)
+    outlook = Outlook(revised, first, second, _stops(known, second), options.requests_per_day)
+    metrics = {**revised.metrics, "benign_traffic": outlook.figures()}
+    written = known.save(options.out, created_at=datetime.now(UTC), metrics=metrics).manifest
+    print(report.benign_text(written))
+    for line in outlook.lines():
+        print(line)
+    if written.calibration is not None and (written.calibration.realised_ci or (0.0,))[0] > options.fpr:
+        print(
+            f"warning: the second set is flagged more often than {options.fpr:g} by more than chance; the two sets "
+            "are not of one kind"
+        )
+    return 0
+
+
+def _check_action(manifest: ProbeManifest, action: str | None) -> None:
+    acts_at_once = action is not None and action.partition(":")[0] in ("stop", "steer")
+    if acts_at_once and manifest.statistic != "running_sup":
+        raise CalibrationError(
+            f"action {action!r} acts on the running value, and {manifest.name!r} is judged by its "
+            f"{manifest.statistic} one; train it with statistic running_sup, or take alert"
+        )
+
+
+def _sets(probe: Probe, options: argparse.Namespace) -> tuple[Benign, Benign]:
+    sources = Sources(options.model, options.activations)
+    first = _read(probe, options.benign, sources)
+    if options.second is None:
+        return benign.halves(first, options.seed)
+    second = _read(probe, options.second, sources)
+    benign.check_apart(first, second)
+    return first, second
+
+
+def _read(probe: Probe, path: Path, sources: Sources) -> Benign:
+    if recorded.is_recording(path):
+        return benign.of_recording(path.name, recorded.read(path, probe.manifest))
+    source, chats = sources.open(path)
+    check_binding(probe.manifest, source.identity)
+    positives = sum(chat.label == 1 for chat in chats)
+    if positives:
+        raise DatasetInvalid(
+            f"{path}: {positives} conversations have label 1; benign traffic must not hold the concept"
+        )
+    return benign.of_activations(
+        probe, path.name, _in_parts(probe, source, chats), dataset.groups(chats), dataset.digest(chats)
+    )
+
+
+def _in_parts(probe: Probe, source: Source, chats: Sequence[Conversation]) -> Iterator[Activations]:
+    rule = probe.manifest
+    for start in range(0, len(chats), HELD):
+        yield from source.activations(chats[start : start + HELD], rule.layers, rule.token_mask)
+
+
+def _stops(probe: Probe, second: Benign) -> list[int] | None:
+    """Answer tokens before each false alarm of the second set, found by feeding it token by token."""
+    if second.tracks is None or probe.manifest.statistic != "running_sup":
+        return None
+    flagged = [
+        track for track, score in zip(second.tracks, second.scores, strict=True) if probe.crossed(score)
+    ]
+    return [said for track in flagged if (said := benign.crossed_after(probe, track)) is not None]
