@@ -14,6 +14,10 @@ _COMMANDS = {
     "demo": ("monitor.demo", "serve the shipped model that lies, and watch the probes catch it"),
     "watch": ("monitor.watch", "live table of requests and flags of a running server"),
     "audit": ("monitor.audit_command", "examine an audit log for lines changed, removed or cut"),
+    "record": (
+        "monitor.record",
+        "a probe's scores on a server's traffic, without text, to calibrate it with",
+    ),
     "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
 }
 _REMOTE = {

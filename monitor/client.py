@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from requests import ConnectionError as NoConnection
 from requests import JSONDecodeError, RequestException, Response, Session, Timeout
@@ -67,6 +67,14 @@ class Server:
         reply = self._get(f"/v1/probewatch/requests/{response_id}")
         if reply.status_code == 404:
             raise UnknownRequest(_reason(reply))
+        return _object(self._checked(reply))
+
+    def scores(self, probe: str, since: str, until: str) -> dict[str, Any]:
+        """``GET /v1/probewatch/scores``: what a probe's statistic was on recorded traffic."""
+        asked = urlencode({"probe": probe, "since": since, "until": until})
+        reply = self._ask("GET", f"/v1/probewatch/scores?{asked}", timeout=CHANGE_SECONDS)
+        if reply.status_code in (404, 409, 422):
+            raise ServerError(_reason(reply))
         return _object(self._checked(reply))
 
     def attach(self, path: str) -> list[dict[str, Any]]:

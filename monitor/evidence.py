@@ -19,6 +19,7 @@ from monitor.config import Settings
 from monitor.errors import EvidenceError
 from monitor.evidence_file import EvidenceFile
 from monitor.evidence_rows import Row, Text, make_row
+from monitor.evidence_scores import ScoreQuery, Scores
 from monitor.frontend import Frontend, Listener
 from monitor.metrics import Metrics
 from monitor.records import Record, weight
@@ -82,6 +83,10 @@ class EvidenceStore:
     async def response(self, response_id: str, choice: int | None) -> dict[str, Any] | None:
         """See ``EvidenceFile.response``."""
         return await asyncio.to_thread(self._file.response, response_id, choice)
+
+    async def scores(self, query: ScoreQuery) -> Scores:
+        """See ``EvidenceFile.scores``."""
+        return await asyncio.to_thread(self._file.scores, query)
 
     def _run(self) -> None:
         trimmed_at = float("-inf")

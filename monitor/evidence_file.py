@@ -17,6 +17,7 @@ from monitor.alerts import Alert, AlertQuery, next_event_id
 from monitor.errors import EvidenceError
 from monitor.evidence_rows import Line, Row, show_response, worst_response
 from monitor.evidence_schema import BUSY_SECONDS, open_evidence
+from monitor.evidence_scores import ScoreQuery, Scores, gather
 
 SAME_ID_AT_MOST = 2048
 """Sequences looked at for one response id; clients can choose ids, so the number has a bound."""
@@ -80,7 +81,7 @@ class EvidenceFile:
                 connection.execute(
                     f"DELETE FROM records WHERE serial IN ({chosen} LIMIT {_TRIM_ROWS})", values
                 )
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                connection.executescript("PRAGMA incremental_vacuum")  # execute() would free a single page
         except Exception as error:
             self.close()
             raise EvidenceError(f"{self.path}: {error}") from error
@@ -119,6 +120,15 @@ class EvidenceFile:
         with self._reading() as connection:
             found = connection.execute(wanted, (*values, query.limit)).fetchall()
             return [{"event_id": event_id, **json.loads(alert)} for event_id, alert in found]
+
+    def scores(self, query: ScoreQuery) -> Scores:
+        """What one statistic was on finished sequences, oldest first. Raises ``EvidenceError``."""
+        wanted = (
+            "SELECT response_id, choice, summary FROM records WHERE finished_at >= ? AND finished_at < ? "
+            "ORDER BY finished_at, serial"
+        )
+        with self._reading() as connection:
+            return gather(connection.execute(wanted, (query.since, query.until)), query)
 
     def response(self, response_id: str, choice: int | None = None) -> dict[str, Any] | None:
         """A stored response as ``/requests/{id}`` shows it; None if there is none. Raises ``EvidenceError``."""

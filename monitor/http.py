@@ -21,6 +21,7 @@ from monitor.control import Control, UnknownProbe
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, EvidenceError, MonitorError, ServerError
 from monitor.records import headline, of_response
+from monitor.score_routes import add_score_routes
 from monitor.server_state import HttpState
 from monitor.verdict import FLAGGED, worst
 
@@ -81,6 +82,7 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
         return Response(json.dumps(chosen), media_type="application/json")
 
     add_alert_routes(router, evidence_allowed, lambda: state().alerts, lambda: state().feed)
+    add_score_routes(router, admin_only, lambda: state().engines, lambda: state().evidence)
     return router
 
 

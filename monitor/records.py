@@ -89,6 +89,7 @@ def headline(record: Record) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens,
         "fed_tokens": len(record.states),
         "flagged_by": flagged,
+        "statistics": {seat.probe.manifest.name: seat.probe.statistic_digest for seat in record.bank.seats},
         **summary(record),
     }
 

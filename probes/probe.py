@@ -38,6 +38,11 @@ class Probe:
         return kinds.lookup(self.manifest.kind, self.manifest.scoring)
 
     @cached_property
+    def statistic_digest(self) -> str:
+        """See `ProbeManifest.statistic_digest`; computed once, for a server tells it with every verdict."""
+        return self.manifest.statistic_digest
+
+    @cached_property
     def columns(self) -> Tensor:
         """[L, d, C] float32: what the residual of each layer is multiplied by."""
         return self._kind.columns(self.tensors).float().contiguous()
