@@ -42,6 +42,7 @@ def summary() -> JSON:
             ),
             Column("Threshold", gauge("probewatch_threshold"), "short"),
             Column("Drift (PSI)", gauge("probewatch_score_drift"), "short", DRIFT),
+            Column("Drift (KS)", gauge("probewatch_score_drift_ks"), "short", DRIFT),
             Column("Coverage", q.coverage(BY, q.RANGE, THIS), "percentunit", ALL_IS_GOOD),
             Column("Self-test", gauge("probewatch_selftest_error"), "sci"),
         ],
@@ -77,13 +78,17 @@ def comparison() -> list[JSON]:
         ),
         lines(
             "Drift",
-            "Population stability index of the last 512 statistics against the benign deciles of the artifact. Below "
-            "0.1 is usually read as stable, above 0.25 as another population. 0 until 256 sequences were judged, or "
-            "where the artifact has no benign quantiles.",
-            [Query(gauge("probewatch_score_drift"), LEGEND)],
+            "The last 512 scores against the benign quantiles of the artifact: population stability index, and dashed "
+            "the Kolmogorov-Smirnov distance. A PSI below 0.1 is usually read as stable; either above 0.25 as another "
+            "population. 0 until 256 sequences were judged, or where the artifact has no benign quantiles.",
+            [
+                Query(gauge("probewatch_score_drift"), f"PSI · {LEGEND}"),
+                Query(gauge("probewatch_score_drift_ks"), f"KS · {LEGEND}"),
+            ],
             "short",
             marks=DRIFT,
             reach=0.3,
+            dashed="^KS",
         ),
         lines(
             "Median margin",

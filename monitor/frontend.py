@@ -261,9 +261,10 @@ class Frontend:
                 margin = (verdict.score - manifest.threshold) / quantiles.iqr
                 self.metrics.observe("probewatch_request_margin", name, value=margin)
             followed = self._drift.get((name, manifest.tensors_sha256))  # None: detached meanwhile
-            drift = None if followed is None else followed.add(verdict.score)
-            if drift is not None:
-                self.metrics.set("probewatch_score_drift", name, to=drift)
+            shift = None if followed is None else followed.add(verdict.score)
+            if shift is not None:
+                self.metrics.set("probewatch_score_drift", name, to=shift.psi)
+                self.metrics.set("probewatch_score_drift_ks", name, to=shift.ks)
 
     def count_stop(self, name: str) -> None:
         """A probe has ended a sequence."""

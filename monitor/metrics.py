@@ -29,6 +29,7 @@ PROBE_GAUGES = (
     "probewatch_threshold",
     "probewatch_nominal_fpr",
     "probewatch_score_drift",
+    "probewatch_score_drift_ks",
     "probewatch_selftest_error",
 )
 """Of an attached probe, besides ``probewatch_probe_info``."""
@@ -78,6 +79,9 @@ CATALOGUE: dict[str, Metric] = {
     ),
     "probewatch_score_drift": Metric(
         "gauge", "PSI of recent scores against the benign quantiles.", ("probe",)
+    ),
+    "probewatch_score_drift_ks": Metric(
+        "gauge", "Kolmogorov-Smirnov distance of recent scores from the benign quantiles.", ("probe",)
     ),
     "probewatch_selftest_error": Metric(
         "gauge", "Largest absolute difference from the golden scores at attach.", ("probe",)
@@ -180,6 +184,7 @@ class Metrics:
             self.child("probewatch_requests_total", name, verdict)
         self.child("probewatch_request_margin", name)
         self.child("probewatch_score_drift", name)
+        self.child("probewatch_score_drift_ks", name)
         self.child("probewatch_selftest_error", name)
         if action != "observe":
             self.child("probewatch_alerts_total", name, action)

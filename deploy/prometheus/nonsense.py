@@ -36,9 +36,9 @@ def alerts() -> list[Alert]:
             "ProbewatchScoreDrift",
             "warning",
             "Scores of {{ $labels.probe }} have drifted on {{ $labels.instance }}",
-            f"Population stability index of {NAME} on {WHERE}: "
+            f"Distance of the scores of {NAME} on {WHERE} from its benign quantiles (PSI, or KS where PSI is low): "
             '{{ $value | printf "%.2f" }}. Above 0.25 its calibration speaks of other traffic.',
-            "probewatch_score_drift > 0.25",
+            "probewatch_score_drift > 0.25\nor probewatch_score_drift_ks > 0.25",
             hold="1h",
             board="probes",
             opened_with=probe_board,
