@@ -59,6 +59,7 @@ def flag_event(record: Record, origin: Origin, engine: str, text: Text | None = 
         "time": datetime.fromtimestamp(record.finished_at, UTC).isoformat(),
         "request_id": record.response_id,
         "choice": record.choice,
+        "traceparent": record.traceparent,
         "model": {"name": record.model, "revision": origin.revision},
         "server": {
             "url": origin.url,
