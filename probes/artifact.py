@@ -217,9 +217,7 @@ def _check_tensors(manifest: ProbeManifest, tensors: Mapping[str, Tensor]) -> No
             f"tensors {missing} are missing; write the artifact with golden inputs and scores"
         )
     own, inputs, scores = split_golden(tensors)
-    kinds.check_shapes(
-        kinds.lookup(manifest.kind, manifest.scoring), own, len(manifest.layers), manifest.d_model
-    )
+    kinds.check_shapes(kinds.of(manifest), own, len(manifest.layers), manifest.d_model)
     expected = (len(scores) if scores.ndim == 1 else -1, len(manifest.layers), manifest.d_model)
     if tuple(inputs.shape) != expected or not len(inputs):
         raise TensorInvalid(
@@ -231,9 +229,7 @@ def _check_tensors(manifest: ProbeManifest, tensors: Mapping[str, Tensor]) -> No
             raise TensorInvalid(f"tensor {name!r} is {tensor.dtype}; store it as torch.float32")
         if not bool(torch.isfinite(tensor).all()):
             raise NonFinite(f"tensor {name!r} holds NaN or infinity; train or fetch the probe again")
-    direction = own.get("direction")
-    if direction is not None and not bool((direction.norm(dim=-1) > 0).all()):
-        raise TensorInvalid("tensor 'direction' is zero at some layer; a direction needs a length")
+    kinds.check_values(manifest, own)
 
 
 def _one_line(error: Exception) -> str:

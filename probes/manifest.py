@@ -14,43 +14,21 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from probes.errors import ManifestInvalid
+from probes.fields import Count, Digest, Finite, Label, Name, Position, Record, Scoring, Share
+from probes.method import Aggregation as Aggregation  # a part of the manifest, with a file of its own
 
 SCHEMA_VERSION: Final = 1
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-"""Probe and vector names: safe as a metric label, a file name and a URL segment."""
-Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""Words for people, in one line."""
-Position = Annotated[int, Field(ge=0, lt=1 << 31)]
-"""Of a token in its sequence, or a number of tokens: what fits an int32 anywhere."""
-Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""SHA-256 in lower-case hexadecimal."""
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Scoring = Literal["logit", "projection", "cosine"]
 Statistic = Literal["final", "running_sup"]
 
 ACTION = re.compile(r"observe|alert|stop|steer:[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9.+-]{1,16}){0,4}")
 """`steer:VECTOR[:SCALE][:WORD]...`, in the words of a request's `probewatch_steer`."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TokenMask(_Record):
+class TokenMask(Record):
     """Which tokens of a conversation count towards the probe's statistic."""
 
     prompt: Literal["none", "all", "last_k"] = "none"
@@ -78,23 +56,7 @@ class TokenMask(_Record):
         return self
 
 
-class Aggregation(_Record):
-    """How token states become one running value for a request."""
-
-    method: Literal["mean", "max", "last", "ema"] = "mean"
-    alpha: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Weight of the newest token in `ema`; set if and only if the method is `ema`."""
-    min_tokens: Annotated[Position, Field(ge=1)] = 1
-    """In-mask tokens before a live alert may latch."""
-
-    @model_validator(mode="after")
-    def _alpha_for_ema(self) -> Self:
-        if (self.method == "ema") != (self.alpha is not None):
-            raise ValueError(f"alpha is {self.alpha} with method={self.method!r}; give it with 'ema' alone")
-        return self
-
-
-class Quantiles(_Record):
+class Quantiles(Record):
     """Quantile function of the deployed statistic on benign traffic."""
 
     probabilities: Annotated[tuple[Share, ...], Field(min_length=2, max_length=1001)]
@@ -131,7 +93,7 @@ class Quantiles(_Record):
         return tuple(self.at(i / 10) for i in range(1, 10))
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """Where the threshold comes from, and the false positives found on a second benign set."""
 
     nominal_fpr: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -161,7 +123,7 @@ class Calibration(_Record):
         return self.realised_false_positives / self.realised_n
 
 
-class ModelBinding(_Record):
+class ModelBinding(Record):
     """The model that the probe was trained and calibrated on (see `probes.identity`)."""
 
     model_id: Label
@@ -173,7 +135,7 @@ class ModelBinding(_Record):
     a request with any adapter is then not scored."""
 
 
-class TrainingData(_Record):
+class TrainingData(Record):
     """The conversations that the probe was fitted to."""
 
     digest: Digest
@@ -184,7 +146,7 @@ class TrainingData(_Record):
     """One line: where they come from."""
 
 
-class ProbeManifest(_Record):
+class ProbeManifest(Record):
     """Everything a server must know of a probe, and everything a reader may ask of it."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

@@ -35,7 +35,7 @@ class Probe:
 
     @cached_property
     def _kind(self) -> kinds.Kind:
-        return kinds.lookup(self.manifest.kind, self.manifest.scoring)
+        return kinds.of(self.manifest)
 
     @cached_property
     def statistic_digest(self) -> str:
@@ -47,6 +47,10 @@ class Probe:
         """[L, d, C] float32: what the residual of each layer is multiplied by."""
         return self._kind.columns(self.tensors).float().contiguous()
 
+    @cached_property
+    def _constants(self) -> kinds.Tensors:
+        return self._kind.constants(self.tensors)
+
     @property
     def needs_norm(self) -> bool:
         """Whether `state_from_projections` needs the squared norms of the residual."""
@@ -55,7 +59,7 @@ class Probe:
     def state_from_projections(self, projections: Tensor, squared_norms: Tensor | None = None) -> Tensor:
         """projections [T, L, C] = residual @ columns, squared_norms [T, L] where `needs_norm` -> [T, K]."""
         norms = None if squared_norms is None else squared_norms.float()
-        return self._kind.state(projections.float(), norms, self.tensors)
+        return self._kind.state(projections.float(), norms, self._constants)
 
     def token_scores(self, state: Tensor) -> Tensor:
         """state [T, K] -> the scalar shown for each token [T]."""

@@ -6,6 +6,7 @@ path = write_artifact(tmp_path / "fake.safetensors", layers=(1,), d_model=64, th
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from probes.collection import (
 from probes.dataset import Conversation
 from probes.identity import ModelIdentity
 from probes.manifest import ProbeManifest, TokenMask
+from probes.method import PARAMETERS, Aggregation, Member
 
 
 def fake_manifest(**changes: object) -> ProbeManifest:
@@ -39,18 +41,56 @@ def fake_manifest(**changes: object) -> ProbeManifest:
         "created_at": datetime(2026, 1, 1, tzinfo=UTC),
         "tensors_sha256": "0" * 64,
     }
-    return manifest.build({**fields, **changes})
+    fields.update(changes)
+    if "aggregation" not in changes:
+        known = kinds.KINDS.get((str(fields["kind"]), str(fields.get("scoring", "logit"))))
+        methods = (
+            {"members"} if fields["kind"] == "ensemble" else {"mean"} if known is None else known.aggregations
+        )
+        fields["aggregation"] = fake_aggregation("mean" if "mean" in methods else min(methods))
+    return manifest.build(fields)
+
+
+def fake_aggregation(method: str, **changes: object) -> Aggregation:
+    """A valid aggregation by `method` with `changes`; an ensemble's is of a logistic probe and an attention one."""
+    members = (
+        fake_member("logistic", weight=0.5),
+        fake_member("attention", weight=-2.0, states=6, aggregation=Aggregation(method="attention")),
+    )
+    fields: dict[str, Any] = {
+        "alpha": 0.3,
+        "reference": 0.25,
+        "temperature": 2.0,
+        "window": 3,
+        "heads": "max_then_sum",
+        "belief_tokens": 2,
+        "members": members if method == "members" else None,
+    }
+    own = {name: value for name, value in fields.items() if method in PARAMETERS[name]}
+    return Aggregation.model_validate(
+        {"method": method, "min_tokens": 3 if method == "gap" else 1, **own, **changes}
+    )
+
+
+def fake_member(kind: str, **changes: object) -> Member:
+    """A member of an ensemble that reads layers 1 and 2, with `changes`."""
+    fields: dict[str, Any] = {"layers": (1, 2), "states": 1, "weight": 1.0, "aggregation": Aggregation()}
+    return Member.model_validate({"kind": kind, **fields, **changes})
 
 
 def fake_tensors(found: ProbeManifest, seed: int = 0) -> dict[str, Tensor]:
     """Random tensors that fit a manifest, with three golden tokens and their scores."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {"L": len(found.layers), "d": found.d_model}
-    kind = kinds.lookup(found.kind, found.scoring)
-    own = {
-        name: torch.randn([sizes[s] if isinstance(s, str) else s for s in shape], generator=generator)
-        for name, shape in kind.shapes.items()
-    }
+    kind = kinds.of(found)
+    own = {}
+    for name, shape in kind.shapes.items():
+        wanted = [sizes.get(s, 3) if isinstance(s, str) else s for s in shape]
+        drawn = torch.randn(wanted, generator=generator)
+        plain = name.rpartition(".")[2]
+        if plain in ("epsilon", "threshold"):
+            drawn = drawn.abs()
+        own[name] = drawn.sort().values if plain == "cuts" else drawn
     inputs = torch.randn(3, len(found.layers), found.d_model, generator=generator)
     return {**own, **kinds.golden(kind, own, inputs)}
 

@@ -20,22 +20,18 @@ from probes import kinds
 from probes import manifest as manifests
 from probes.errors import DataError
 from probes.evaluation import statistics
+from probes.fitting.linear import Rows as Rows
+from probes.fitting.linear import affine_tensors as affine_tensors
+from probes.fitting.linear import class_means as class_means
+from probes.fitting.linear import fit_difference_of_means as fit_difference_of_means
+from probes.fitting.linear import fit_logistic as fit_logistic
+from probes.fitting.linear import thinned as thinned
 from probes.hf import Activations
-from probes.kinds import fold_scaling
 from probes.manifest import Aggregation, ProbeManifest, Statistic, TokenMask
 from probes.probe import Probe
 
 Floats = NDArray[np.float64]
 N_GOLDEN: Final = 8
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Token rows to fit: x [n, L * d], y [n] of 0 and 1, weight [n]."""
-
-    x: Floats
-    y: NDArray[np.int64]
-    weight: Floats
 
 
 @dataclass(frozen=True)
@@ -101,39 +97,6 @@ def token_rows(
     return Rows(x, y, weight * len(kept) / 2)
 
 
-def thinned(rows: Rows, most: int) -> Rows:
-    """At most `most` of the rows, drawn evenly and always the same ones."""
-    if len(rows.x) <= most:
-        return rows
-    kept = np.sort(np.random.default_rng(0).choice(len(rows.x), most, replace=False))
-    return Rows(rows.x[kept], rows.y[kept], rows.weight[kept])
-
-
-def fit_logistic(rows: Rows, regularisation: float = 1.0) -> tuple[Floats, float]:
-    """L2 logistic regression on standardised rows, the scaling folded into (weight, bias) afterwards."""
-    from sklearn.linear_model import LogisticRegression
-
-    mean = np.average(rows.x, axis=0, weights=rows.weight)
-    variance = np.average((rows.x - mean) ** 2, axis=0, weights=rows.weight)
-    scale = np.sqrt(np.where(variance > 0, variance, 1.0))
-    model = LogisticRegression(C=regularisation, max_iter=300, tol=1e-3)
-    model.fit((rows.x - mean) / scale, rows.y, sample_weight=rows.weight)
-    return fold_scaling(model.coef_[0], float(model.intercept_[0]), mean, scale)
-
-
-def class_means(rows: Rows) -> tuple[Floats, Floats]:
-    """(mean of the positives, mean of the negatives), each [L * d]."""
-    means = [np.average(rows.x[rows.y == y], axis=0, weights=rows.weight[rows.y == y]) for y in (1, 0)]
-    return means[0], means[1]
-
-
-def fit_difference_of_means(rows: Rows) -> tuple[Floats, float]:
-    """w = mu+ - mu-, b = -w . (mu+ + mu-) / 2: zero halfway between the class means."""
-    positive, negative = class_means(rows)
-    weight = positive - negative
-    return weight, float(-weight @ (positive + negative) / 2)
-
-
 def fitter(kind: str, regularisation: float = 1.0) -> Fit:
     """The fit of a kind; `DataError` where it has none."""
     known: Mapping[str, Fit] = MappingProxyType(
@@ -147,14 +110,6 @@ def fitter(kind: str, regularisation: float = 1.0) -> Fit:
     return known[kind]
 
 
-def affine_tensors(weight: Floats, bias: float, n_layers: int) -> dict[str, Tensor]:
-    """The tensors of an affine kind: weight [L, d] and bias []."""
-    return {
-        "weight": torch.from_numpy(weight.reshape(n_layers, -1)).float(),
-        "bias": torch.tensor(bias, dtype=torch.float32),
-    }
-
-
 def golden_inputs(found: Sequence[Activations], token_mask: TokenMask, layers: Sequence[int]) -> Tensor:
     """[N, L, d] the first in-mask row of conversations spread over the set."""
     spread = np.unique(np.linspace(0, len(found) - 1, N_GOLDEN).astype(int))
@@ -164,7 +119,7 @@ def golden_inputs(found: Sequence[Activations], token_mask: TokenMask, layers: S
 
 def assemble(manifest: ProbeManifest, tensors: Mapping[str, Tensor], inputs: Tensor) -> Probe:
     """A probe with golden scores computed now. inputs: golden inputs [N, L, d]."""
-    golden = kinds.golden(kinds.lookup(manifest.kind, manifest.scoring), tensors, inputs)
+    golden = kinds.golden(kinds.of(manifest), tensors, inputs)
     return Probe(manifest, dict(tensors), golden[kinds.GOLDEN_INPUTS], golden[kinds.GOLDEN_SCORES])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from probes import artifact
+from probes import artifact, kinds
 from probes.testing import fake_manifest, fake_tensors
 
 FIELDS: dict[str, object] = {
@@ -30,12 +30,7 @@ FIELDS: dict[str, object] = {
     "training": {"digest": "0" * 64, "split": "train", "n_positive": 1, "n_negative": 1},
     "metrics": {"auroc": 0.9, "by": {"a": [1, 2.5, None, "x"]}},
 }
-KINDS = [
-    ("logistic", "logit"),
-    ("difference_of_means", "logit"),
-    ("steering", "projection"),
-    ("steering", "cosine"),
-]
+KINDS = [*kinds.KINDS, kinds.ENSEMBLE]
 
 
 def deep(levels: int) -> Any:
