@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from probes.atomic import write_text
 from probes.errors import DatasetInvalid
-from probes.manifest import Count, Digest, Finite, Label, Name, ProbeManifest
+from probes.fields import Count, Digest, Finite, Label, Name
+from probes.manifest import ProbeManifest
 
 MARK: Final = "probewatch_scores"
 Row = TypeVar("Row", bound=BaseModel)
