@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup:  ## build or update .venv, exactly as deploy/local/requirements-cpu.lock says
 	@deploy/local/setup
@@ -35,6 +35,10 @@ rules-check: setup test-tools  ## promtool on the rules, their tests and every q
 	@promtool check rules --lint=all --lint-fatal deploy/prometheus/rules.yml
 	@promtool test rules deploy/prometheus/tests/*.yml
 	@$(PYTHON_ENV)/python -m pytest -q tests/unit/test_dashboards.py -k promtool
+
+deploy-check:  ## kustomize on deploy/kubernetes (needs kubectl, and no cluster)
+	@command -v kubectl >/dev/null || { echo "deploy-check: no kubectl on PATH; install it, no cluster is needed" >&2; exit 1; }
+	@kubectl kustomize deploy/kubernetes/example >/dev/null && echo "deploy-check: deploy/kubernetes/example builds"
 
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)

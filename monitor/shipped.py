@@ -11,7 +11,9 @@ MODEL_NAME = "concealed-ledger"
 def paths() -> dict[str, object]:
     """What ``probewatch paths`` prints: the model, the artifacts made for it, dashboards and rules."""
     package = Path(__file__).resolve().parent
-    found = importlib.util.find_spec("probes")  # not imported: that takes seconds, and a path is all that is wanted
+    found = importlib.util.find_spec(
+        "probes"
+    )  # not imported: that takes seconds, and a path is all that is wanted
     assert found is not None
     assert found.origin is not None
     shipped = Path(found.origin).resolve().parent / "shipped"

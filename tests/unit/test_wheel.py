@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,25 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pip would unpack into site-packages."""
     folder = tmp_path_factory.mktemp("wheel")
     [wheel] = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
-    yield folder / "site"
+    return folder / "site"
 
 
 def shipped_by(folder: Path) -> dict[str, Any]:
     """``probewatch paths`` of the package in ``folder``."""
-    command = [sys.executable, "-c", "import json; from monitor.shipped import paths; print(json.dumps(paths()))"]
-    done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        "import json; from monitor.shipped import paths; print(json.dumps(paths()))",
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, check=True
+    )
     return dict(json.loads(done.stdout))
 
 
