@@ -19,8 +19,8 @@ test-tools:  ## Debian's Prometheus, Alertmanager and Chromium, which tests run
 test: setup test-tools  ## the whole suite: unit tests first, then those that start a real engine
 	@$(PYTHON_ENV)/python -m pytest $(TEST_ARGS)
 
-test-unit: setup test-tools  ## the tests that need no engine, in under a minute
-	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine" $(TEST_ARGS)
+test-unit: setup test-tools  ## the tests that need no engine and no browser, in under a minute
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine and not browser" $(TEST_ARGS)
 
 lint: setup  ## ruff, mypy, and generated files that are stale
 	@$(PYTHON_ENV)/ruff check .

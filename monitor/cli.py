@@ -18,6 +18,7 @@ _COMMANDS = {
         "monitor.record",
         "a probe's scores on a server's traffic, without text, to calibrate it with",
     ),
+    "export": ("monitor.ui.command", "one response of a running server as a single HTML file"),
     "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
 }
 _REMOTE = {

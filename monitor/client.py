@@ -64,7 +64,7 @@ class Server:
 
     def request(self, response_id: str) -> dict[str, Any]:
         """Verdict and token scores of one request. Raises ``UnknownRequest`` if it is not remembered."""
-        reply = self._get(f"/v1/probewatch/requests/{response_id}")
+        reply = self._get(f"/v1/probewatch/requests/{quote(response_id, safe='')}")
         if reply.status_code == 404:
             raise UnknownRequest(_reason(reply))
         return _object(self._checked(reply))

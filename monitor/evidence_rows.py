@@ -122,6 +122,10 @@ def _pack_text(ids: list[int], text: Text) -> bytes:
     return zlib.compress(json.dumps([ids, [text.token_text(token) for token in ids]]).encode(), _FAST)
 
 
+_SHOWN = ("id", "model", "choice", "finished_at", "finish_reason", "verdict", "probes", "coverage")
+"""The keys of ``records.detail``."""
+
+
 def show(row: Row) -> dict[str, Any]:
     """One stored sequence as ``records.detail`` shows it; no tokens unless it was flagged."""
     told = json.loads(row.summary)
@@ -132,7 +136,7 @@ def show(row: Row) -> dict[str, Any]:
         probe["tokens"] = []
     for probe, tokens in zip(told["probes"].values(), stored, strict=False):
         probe["tokens"] = list(show_tokens(tokens, told["prompt_tokens"], ids, texts))
-    return {key: told[key] for key in ("id", "model", "choice", "verdict", "probes", "coverage")}
+    return {key: told[key] for key in _SHOWN}
 
 
 def show_response(rows: Sequence[Row]) -> dict[str, Any]:

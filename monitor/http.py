@@ -66,7 +66,8 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
         lines = [line for answer in answers for line in answer]
         return sorted(lines, key=lambda line: float(line["finished_at"]), reverse=True)[:limit]
 
-    @router.get("/requests/{response_id}", dependencies=[Depends(evidence_allowed)])
+    # `:path`, because a client that chooses its id may put a slash into it, and must not hide its evidence so.
+    @router.get("/requests/{response_id:path}", dependencies=[Depends(evidence_allowed)])
     async def one(response_id: str, choice: int | None = None) -> Response:
         current = state()
         found = [a for a in await everywhere(current, {"request": response_id, "choice": choice}) if a]
@@ -218,6 +219,7 @@ def describe_probes(engines: Engines) -> list[dict[str, Any]]:
             "layers": list(seat.probe.manifest.layers),
             "threshold": seat.probe.manifest.threshold,
             "nominal_fpr": seat.probe.manifest.nominal_fpr,
+            "benign_iqr": None if (benign := seat.probe.manifest.benign_quantiles) is None else benign.iqr,
             "action": seat.probe.manifest.default_action,
             "sha256": seat.probe.manifest.tensors_sha256,
         }

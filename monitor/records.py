@@ -104,7 +104,8 @@ def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
     shown = summary(record)
     for name, tokens in probe_tokens(record).items():
         shown["probes"][name]["tokens"] = list(show_tokens(tokens, record.prompt_tokens, ids, texts))
-    return {"id": record.response_id, "model": record.model, "choice": record.choice, **shown}
+    head = {"id": record.response_id, "model": record.model, "choice": record.choice}
+    return {**head, "finished_at": record.finished_at, "finish_reason": record.finish_reason, **shown}
 
 
 def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:
@@ -117,6 +118,9 @@ def reply(records: list[Record]) -> dict[str, Any]:
     return with_choices([summary(record) for record in records], [record.choice for record in records])
 
 
+_OF_A_CHOICE = ("verdict", "finish_reason", "probes", "coverage")
+
+
 def with_choices(shown: list[dict[str, Any]], choices: list[int]) -> dict[str, Any]:
     """The sequences of one response as one object: the worst on top, beside it ``choices`` where there are several."""
     if len(shown) == 1:
@@ -124,7 +128,7 @@ def with_choices(shown: list[dict[str, Any]], choices: list[int]) -> dict[str, A
     severest = worst([one["verdict"] for one in shown])
     top = next(one for one in shown if one["verdict"] == severest)
     listed = [
-        {"index": choice, **{key: one[key] for key in ("verdict", "probes", "coverage")}}
+        {"index": choice, **{key: one[key] for key in _OF_A_CHOICE if key in one}}
         for choice, one in zip(choices, shown, strict=True)
     ]
     return {**top, "choices": listed}

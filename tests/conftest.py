@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ENGINE_TESTS = Path(__file__).parent / "engine"
+BROWSER_TESTS = Path(__file__).parent / "browser"
 
 # A test never asks the network for anything, and never inherits the configuration of whoever runs it.
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
@@ -23,8 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies under tests/engine, and run it last: a broken unit shows before minutes pass."""
+    """Mark what needs a browser or an engine, and run it last: a broken unit shows before minutes pass."""
     for item in items:
+        if item.path.is_relative_to(BROWSER_TESTS):
+            item.add_marker(pytest.mark.browser)
         if item.path.is_relative_to(ENGINE_TESTS):
             item.add_marker(pytest.mark.engine)
-    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("engine", "browser")])

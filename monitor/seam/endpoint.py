@@ -25,6 +25,7 @@ from monitor.seam.engine import accept_report
 from monitor.seam.outputs import OutputTap
 from monitor.seam.supported import runner_name, vllm_version
 from monitor.server_state import HttpState
+from monitor.ui.routes import make_page_router
 from monitor.wire import CARRIER
 from probes import ProbeError
 from probes.identity import ModelIdentity, model_identity
@@ -44,6 +45,7 @@ class ProbewatchEndpoint:
         """Adds the routes; nothing at all unless the monitor is configured."""
         if self._configured:
             app.include_router(make_router(self._ready, self._lifespan))
+            app.include_router(make_page_router())
             app.add_middleware(Exposure, known=self._known)
 
     @contextlib.asynccontextmanager

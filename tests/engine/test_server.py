@@ -159,6 +159,13 @@ def test_the_demo_catches_the_lies_and_says_so(server: Server, tmp_path: Path) -
     assert server.metric("probewatch_alerts_total", probe="deception") - before >= flagged
 
 
+def test_the_evidence_page_is_mounted_outside_the_guarded_routes(server: Server) -> None:
+    page = requests.get(f"{server.url}/probewatch/ui", timeout=30)
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert requests.get(f"{server.url}/probewatch/ui/app.js", timeout=30).status_code == 200
+
+
 def test_an_unknown_request_and_a_shut_door_say_what_to_do(server: Server) -> None:
     reply = requests.get(f"{server.url}/v1/probewatch/requests/chatcmpl-none", timeout=10)
     assert reply.status_code == 404

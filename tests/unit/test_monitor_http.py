@@ -162,6 +162,13 @@ def test_several_choices_are_listed_and_one_can_be_asked_for(watched: Frontend) 
     assert "choices" not in second
 
 
+def test_a_slash_in_an_id_hides_nothing() -> None:
+    found, _ = make_frontend(alerting(threshold=2.5))
+    finish(found, "cmpl-a/../b?c#d", 1.0, 2.0, 3.0)
+    assert get(client_of(found), "/requests/cmpl-a%2F..%2Fb%3Fc%23d", KEY)["verdict"] == "flagged"
+    assert [line["id"] for line in get(client_of(found), "/requests", KEY)] == ["cmpl-a/../b?c#d"]
+
+
 @pytest.mark.parametrize(
     "path", ["/requests/cmpl-9", "/requests/cmpl-2?choice=2", "/requests/cmpl-2?choice=-1"]
 )

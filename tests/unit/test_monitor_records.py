@@ -158,7 +158,10 @@ def test_of_several_choices_the_worst_is_on_top_and_all_are_listed() -> None:
     assert found["probes"]["lie"]["score"] == 5.0
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
     assert [choice["verdict"] for choice in found["choices"]] == ["ok", "unscored", "flagged", "ok"]
-    assert all(set(choice) == {"index", "verdict", "probes", "coverage"} for choice in found["choices"])
+    assert all(
+        set(choice) == {"index", "verdict", "finish_reason", "probes", "coverage"}
+        for choice in found["choices"]
+    )
     assert [len(choice["probes"]["lie"]["tokens"]) for choice in found["choices"]] == [6] * 4
     assert as_json(of_response(records[:2], text_of))["verdict"] == "unscored"
     assert "choices" not in of_response(records[:1], text_of)

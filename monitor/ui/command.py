@@ -1,0 +1,47 @@
+"""``probewatch export``: one case of a running server as a single HTML file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+from monitor.client import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, Server
+from monitor.errors import ConfigurationError
+from monitor.remote import DEFAULT_URL
+from monitor.ui.case_file import case_html
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``probewatch export``."""
+    parser.epilog = "example: probewatch export chatcmpl-9b2f61c0 -o case.html --url http://127.0.0.1:8000"
+    parser.add_argument("id", metavar="ID", help="of the OpenAI response")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=None, help="file to write (default: case-ID.html)"
+    )
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"of the server (default: {DEFAULT_URL})")
+    parser.add_argument("--api-key", default=None, help=f"vLLM's (default: {API_KEY_VARIABLE})")
+    parser.add_argument("--admin-key", default=None, help=f"the monitor's (default: {ADMIN_KEY_VARIABLE})")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Raises ``ServerError`` where the server cannot be asked, refuses, or does not remember the response."""
+    output = args.output or Path(f"case-{re.sub(r'[^A-Za-z0-9._-]+', '_', args.id)[:80]}.html")
+    print(export(args.url, args.id, output, args.api_key, args.admin_key))
+    return 0
+
+
+def export(url: str, response_id: str, output: Path, api_key: str | None, admin_key: str | None) -> Path:
+    """Writes the file and returns its path. It holds prompt and answer where the server still knows them.
+
+    Raises ``ServerError`` or, where the file cannot be written, ``ConfigurationError``.
+    """
+    server = Server(url, api_key, admin_key)
+    probes = server.status()["probes"]
+    page = case_html(server.request(response_id), probes, server.url, time.time())
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"--output {output} cannot be written: {error}") from error
+    return output
