@@ -41,9 +41,11 @@ def test_no_flags_yet_then_one_arrives_live(visit: Visitor) -> None:
         assert time.monotonic() - begun < 3
         expect(page.locator(".list .state")).to_have_count(0)
         expect(page.locator(".rows .fresh")).to_have_count(1)
+        page.locator(".row").focus()
         site.plant("fine", NEUTRAL, ANSWER, peak=0.0)
         site.plant("cmpl-2", NEUTRAL, ANSWER)
         expect(page.locator(".row")).to_have_count(2)
+        expect(page.locator(".row").nth(1)).to_be_focused()
         assert ids(page) == ["cmpl-2", "cmpl-1"]
         page.reload()
         expect(page.locator(".row")).to_have_count(2)

@@ -1,13 +1,13 @@
 /** The page: what is listed, what is open, and what stands in the way. */
 
 import { get } from "./api.js";
-import { el } from "./dom.js";
 import { follow } from "./feed.js";
 import { makeKeyDialog } from "./keys.js";
 import { makeList } from "./list.js";
 import { address, placeNow } from "./place.js";
 import { makeReader } from "./reader.js";
 import { ofAlert, ofHeadline } from "./rows.js";
+import { locked, noFlags, nothing } from "./states.js";
 import { ago, share } from "./text.js";
 import { themeButton } from "./theme.js";
 
@@ -46,21 +46,8 @@ function draw(fresh) {
 
 function emptiness(shown) {
   if (shown) return [];
-  if (rows().length) return [el("p", { class: "state" }, "Nothing passes the filter.")];
-  if (list.filter().verdict !== "flagged")
-    return [el("p", { class: "state" }, "No response of that kind is remembered.")];
-  const acting = facts.filter((fact) => fact.action !== "observe").map((fact) => fact.name);
-  const watching = acting.length
-    ? `Watching: ${acting.join(", ")}.`
-    : "No attached probe acts: probes that only observe flag nothing.";
-  return [
-    el(
-      "p",
-      { class: "state" },
-      el("strong", {}, "No flags yet."),
-      ` ${watching} A flagged generation appears here as soon as it ends.`,
-    ),
-  ];
+  if (rows().length || list.filter().verdict !== "flagged") return [nothing(rows().length > 0)];
+  return [noFlags(facts)];
 }
 
 function arrived(found, first) {
@@ -70,7 +57,8 @@ function arrived(found, first) {
     alerts.set(row.key, row);
     if (!first) fresh.add(row.key);
   }
-  for (const key of [...alerts.keys()].slice(0, Math.max(0, alerts.size - KEPT))) alerts.delete(key);
+  const oldest = [...alerts.keys()].sort((a, b) => a - b).slice(0, Math.max(0, alerts.size - KEPT));
+  for (const key of oldest) alerts.delete(key);
   draw(fresh);
 }
 
@@ -107,27 +95,18 @@ function setFeed(name, error = null, wait = 0) {
   };
   byId("feed").textContent = words[name];
   byId("feed").dataset.state = name;
-  if (name === "locked") locked(error);
-  else if (name === "away") {
+  if (name === "locked") {
+    const unlock = () => dialog.open(error);
+    list.show([], null);
+    list.state(locked(error, unlock));
+    unlock();
+  } else if (name === "away") {
     banner(`${error.message} What is shown stays; trying again in ${Math.round(wait / 1000)} s.`);
   } else if (before !== name && name !== "connecting") {
     banner(trouble());
     if (before === "away") refresh();
     draw();
   }
-}
-
-function locked(error) {
-  const title =
-    error.status === 401 ? "This server asks for its API key." : "The evidence needs the admin key.";
-  list.show([], null);
-  const unlock = el(
-    "button",
-    { type: "button", class: "primary", onclick: () => dialog.open(error) },
-    "Enter keys",
-  );
-  list.state(el("div", { class: "state" }, el("strong", {}, title), el("p", {}, error.message), unlock));
-  dialog.open(error);
 }
 
 function trouble() {

@@ -62,6 +62,7 @@ export function makeList({ changed, asked }) {
     event.preventDefault();
     walk(rows, step);
   });
+  rows.addEventListener("animationend", (event) => event.target.classList.remove("fresh"));
   const made = new Map();
   let named = "";
   return {
@@ -88,7 +89,7 @@ export function makeList({ changed, asked }) {
         return line;
       });
       for (const key of made.keys()) if (!all.some((row) => row.key === key)) made.delete(key);
-      rows.replaceChildren(...lines);
+      replace(rows, lines);
       said.textContent = note(all.length, shown.length);
       return shown.length;
     },
@@ -153,7 +154,16 @@ function mark(line, row, selected, fresh) {
   const current = selected !== null && selected.id === row.id && (selected.choice ?? 0) === row.choice;
   if (current) link.setAttribute("aria-current", "true");
   else link.removeAttribute("aria-current");
-  line.classList.toggle("fresh", fresh);
+  if (fresh) line.classList.add("fresh");
+}
+
+/** Puts the lines in, if they are others; what had the focus keeps it. */
+function replace(rows, lines) {
+  const same = lines.length === rows.children.length && lines.every((line, i) => line === rows.children[i]);
+  if (same) return;
+  const focused = rows.contains(document.activeElement) ? document.activeElement : null;
+  rows.replaceChildren(...lines);
+  if (focused?.isConnected) focused.focus({ preventScroll: true });
 }
 
 function walk(rows, step) {
