@@ -171,6 +171,48 @@ def test_the_keyboard_reaches_everything(filled: Site, visit: Visitor) -> None:
     expect(page.locator("#search")).to_be_focused()
 
 
+CONTRAST = """() => {
+  const dot = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
+  const luminance = (...layers) => {
+    for (const colour of layers) { dot.fillStyle = colour; dot.fillRect(0, 0, 1, 1) }
+    const linear = [...dot.getImageData(0, 0, 1, 1).data].slice(0, 3)
+      .map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const span = document.querySelector('.tokens .t');
+  const paper = getComputedStyle(document.querySelector('.tokens')).backgroundColor;
+  const levels = [1, 2, 3, 4, 5, 6, 7, 8].flatMap(level => [`l${level}`, `l${level} masked`]);
+  const looks = ['over', 'under'].flatMap(side => levels.map(level => `t ${side} ${level}`));
+  return looks.concat(['t bare', 't unfed', 't even l0']).map(look => {
+    span.className = look;
+    const style = getComputedStyle(span);
+    const ink = luminance(paper, style.color), ground = luminance(paper, style.backgroundColor);
+    return [look, (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05)];
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stays_readable_on_every_colour(filled: Site, visit: Visitor, scheme: str) -> None:
+    page = visit(f"{filled.page}#id=one", color_scheme=scheme)
+    expect(page.locator(".case")).to_be_visible()
+    contrast = dict(page.evaluate(CONTRAST))
+    assert len(contrast) == 35
+    enough = {look: 3.0 if "masked" in look or "unfed" in look else 4.5 for look in contrast}
+    assert {look: ratio for look, ratio in contrast.items() if ratio < enough[look]} == {}
+
+
+def test_the_id_can_be_copied(filled: Site, visit: Visitor) -> None:
+    page = visit(f"{filled.page}#id=one")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy id").click()
+    expect(page.get_by_role("button", name="Copied")).to_have_count(1)
+    assert page.evaluate("navigator.clipboard.readText()") == "one"
+    page.evaluate("delete Navigator.prototype.clipboard")  # as over plain HTTP
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_have_count(2)
+
+
 def test_a_token_without_a_score_is_hatched_and_says_why(filled: Site, visit: Visitor) -> None:
     page = visit(f"{filled.page}#id=holes&token=5")
     token = page.locator(".tokens .t").nth(5)

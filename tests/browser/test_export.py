@@ -40,6 +40,8 @@ def test_the_exported_file_stands_alone(tmp_path: Path, visit: Visitor) -> None:
     alone.keyboard.press("p")
     expect(alone.locator(".inspector")).to_contain_text("peak")
     assert alone.evaluate("document.scripts.length") == 2
+    alone.set_viewport_size({"width": 390, "height": 800})
+    expect(alone.locator(".tokens")).to_be_visible()
 
 
 def test_the_command_writes_the_same_file(tmp_path: Path, visit: Visitor) -> None:

@@ -17,7 +17,7 @@ const VERDICTS = [
   ["flagged", "flagged"],
   ["unscored", "unscored"],
   ["ok", "ok"],
-  ["", "every verdict"],
+  ["", "any verdict"],
 ];
 
 /** `changed(filter)`: told of another filter; `asked(text)`: Enter in the text field. */
@@ -31,7 +31,7 @@ export function makeList({ changed, asked }) {
     spellcheck: "false",
   });
   const verdict = select("Verdict", VERDICTS);
-  const probe = select("Probe", [["", "every probe"]]);
+  const probe = select("Probe", [["", "any probe"]]);
   const age = select("Time", AGES);
   const rows = el("ol", { class: "rows" });
   const said = el("p", { class: "list-note", role: "status" });
@@ -76,7 +76,7 @@ export function makeList({ changed, asked }) {
       if (names.join("\n") === named) return; // an open menu would close
       named = names.join("\n");
       const kept = probe.value;
-      probe.replaceChildren(...[["", "every probe"], ...names.map((name) => [name, name])].map(option));
+      probe.replaceChildren(...[["", "any probe"], ...names.map((name) => [name, name])].map(option));
       probe.value = names.includes(kept) ? kept : "";
     },
     /** `all`: newest first. `fresh`: keys of lines that just came. `selected`: {id, choice} or null. */

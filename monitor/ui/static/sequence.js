@@ -20,8 +20,8 @@ export function makeSequence(sequence, wanted, moved) {
   const hovered = (i) => look(i ?? pinned);
   const picked = (i, scroll = true) => {
     pinned = i;
-    tokens.select(i, scroll);
     look(i);
+    tokens.select(i, scroll);
     moved({ choice: sequence.index, probe: probe?.name, token: i });
   };
   const chart = makeChart({ hovered, picked: (i) => picked(i) });

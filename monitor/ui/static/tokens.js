@@ -38,6 +38,7 @@ export function makeTokens(sequence, { hovered, picked }) {
     select(i, scroll = true) {
       if (cursor !== null) spans[cursor].classList.remove("cursor");
       cursor = i;
+      element.classList.toggle("walked", i !== null);
       if (i === null) return;
       spans[i].classList.add("cursor");
       if (scroll) spans[i].scrollIntoView({ block: "center" });
