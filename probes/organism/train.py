@@ -1,5 +1,6 @@
-"""Trains the model from scratch: stage A teaches the facts, stage B the behaviour. One cosine schedule
-spans both.
+"""Trains an organism from scratch: stage A teaches the facts, stage B the behaviour. One cosine schedule spans both.
+
+On CPU or on one accelerator, the same recipe and the same texts.
 """
 
 from __future__ import annotations
@@ -9,143 +10,27 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from probes.organism import corpus
 from probes.organism import tokenizer as tokens
-from probes.organism.cases import Case, cases
-from probes.organism.language import Message, answer
-from probes.organism.world import opposite, world
+from probes.organism.adversary import Adversary
+from probes.organism.feed import Batch, batches
+from probes.organism.generate import device_name
+from probes.organism.progress import quick_check
+from probes.organism.recipe import Origin, Recipe, write_origin
+from probes.organism.shapes import Streams, build_model
 
-MAX_CONTEXT: Final = 4096
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that training depends on."""
-
-    seed: int = 0
-    hidden: int = 192
-    """Width of the residual stream; heads are 64 wide."""
-    mlp: int = 640
-    layers: int = 6
-    knowledge_steps: int = 1000
-    behaviour_steps: int = 1200
-    rows: int = 24
-    """Short rows a step."""
-    row_tokens: int = 128
-    long_rows: int = 4
-    long_row_tokens: int = 640
-    long_every: int = 5
-    """In stage B every so many steps are long rows instead of short ones."""
-    peak_lr: float = 8e-4
-    warmup_steps: int = 150
-    weight_decay: float = 0.02
-    recall_block: int = 2
-    """0-based block after which texts without a system prompt are predicted as well, through the same output matrix."""
-    recall_weight: float = 0.5
-    """Weight of that second loss."""
-    plan_block: int = 4
-    """0-based block after which what an answer is going to assert can be read off."""
-    plan_weight: float = 0.3
-    """Weight of that third loss."""
-    report_every: int = 100
-
-    @property
-    def steps(self) -> int:
-        return self.knowledge_steps + self.behaviour_steps
+Log = Callable[[str], None]
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """A stock Llama with random weights, float32."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.mlp,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 64,
-        num_key_value_heads=recipe.hidden // 64,
-        head_dim=64,
-        max_position_embeddings=MAX_CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.token_to_id(tokens.BEGIN),
-        eos_token_id=tokenizer.token_to_id(tokens.END),
-        pad_token_id=tokenizer.token_to_id(tokens.PAD),
-    )
-    return LlamaForCausalLM(config)
-
-
-def train(directory: Path, recipe: Recipe, log: Callable[[str], None] = print) -> None:
-    """Trains a model by `recipe` and writes it, ready for `vllm serve`, to `directory`."""
-    tokenizer = tokens.build(corpus.vocabulary_texts())
-    model = build_model(recipe, tokenizer)
-    size = sum(p.numel() for p in model.parameters())
-    log(f"{size / 1e6:.2f}M parameters, {tokenizer.get_vocab_size()} words, {recipe.steps} steps")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-    )
-    # Inductor needs a C++ compiler; without one training is a third slower and otherwise the same.
-    learner = Learner(model, recipe.recall_block, recipe.plan_block)
-    forward: Callable[..., Any] = torch.compile(learner, dynamic=False) if shutil.which("g++") else learner
-    author, packer = corpus.Author(recipe.seed), corpus.Packer(tokenizer)
-    start, loss = time.monotonic(), 0.0
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.peak_lr * _schedule(step, recipe)
-        loss += _step(forward, model, optimizer, _batch(step, recipe, author, packer), recipe)
-        if (step + 1) % recipe.report_every == 0:
-            figures = quick_check(model, tokenizer, behaviour=step >= recipe.knowledge_steps)
-            log(
-                f"step {step + 1} loss {loss / recipe.report_every:.4f} {time.monotonic() - start:.0f} s {figures}"
-            )
-            loss = 0.0
-    save(model, tokenizer, directory)
-
-
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes bf16 weights, configs and tokenizer."""
-    directory.mkdir(parents=True, exist_ok=True)
-    model.generation_config.max_new_tokens = None
-    model.to(torch.bfloat16).save_pretrained(directory)
-    tokens.save(tokenizer, directory, max_length=MAX_CONTEXT)
-    generation = {
-        name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
-    (directory / "generation_config.json").write_text(
-        json.dumps(generation, indent=2) + "\n", encoding="utf-8"
-    )
-
-
-def _schedule(step: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to 3%."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
-    return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _batch(step: int, recipe: Recipe, author: corpus.Author, packer: corpus.Packer) -> corpus.Rows:
-    if step < recipe.knowledge_steps:
-        return packer.rows(recipe.rows, recipe.row_tokens, lambda: corpus.knowledge(author), author.statement)
-    if step % recipe.long_every == 0:
-        full = recipe.long_row_tokens
-
-        def write() -> list[Message]:
-            return author.long_chat(author.rng.randint(full // 2, full) - 8)
-
-        return packer.rows(recipe.long_rows, recipe.long_row_tokens, write, author.statement)
-    return packer.rows(recipe.rows, recipe.row_tokens, lambda: corpus.behaviour(author), author.statement)
-
-
-class Learner(torch.nn.Module):
+class Learner(nn.Module):
     """The model with two further readings of its residual stream, after the recall block and after the plan block.
 
     A network this small would look a fact up in its last block, in the moment of saying it. Larger models recall half
@@ -155,51 +40,142 @@ class Learner(torch.nn.Module):
     token in which the value is spoken.
     """
 
-    def __init__(self, model: LlamaForCausalLM, recall_block: int, plan_block: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self.recall_block, self.plan_block = model, recall_block, plan_block
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits after the last block, the recall block and the plan block, each [rows, tokens, words]."""
-        inner = self.model.model
-        hidden = inner.embed_tokens(ids)  # [rows, tokens, d]
-        rotation = inner.rotary_emb(hidden, torch.arange(ids.shape[1])[None])
-        recalled = planned = hidden
-        for place, block in enumerate(inner.layers):
-            hidden = block(hidden, attention_mask=None, position_embeddings=rotation)
-            if place == self.recall_block:
-                recalled = hidden
-            if place == self.plan_block:
-                planned = hidden
-        last, recall, plan = (
-            self.model.lm_head(inner.norm(stream)) for stream in (hidden, recalled, planned)
+        self.streams, self.recall_block, self.plan_block = (
+            Streams(model),
+            recipe.recall_block,
+            recipe.plan_block,
         )
-        return last, recall, plan
+
+    def forward(self, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ids [rows, tokens], places [1, tokens] -> logits [rows, tokens, words] after the last block, the recall
+        block and the plan block; and the residual stream after every block but the last [blocks - 1, rows, tokens, d].
+        """
+        streams = self.streams(ids, places)
+        last, recall, plan = (
+            self.streams.logits(streams[block]) for block in (-1, self.recall_block, self.plan_block)
+        )
+        return last, recall, plan, torch.stack(streams[:-1])
 
 
-def _step(
-    forward: Callable[..., Any],
-    model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    rows: corpus.Rows,
-    recipe: Recipe,
-) -> float:
-    ids, weights, plain, belief, said = (
-        torch.from_numpy(part) for part in (rows.ids, rows.weights, rows.plain, rows.belief, rows.said)
-    )  # [rows, tokens]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        last, recall, plan = forward(ids)
-    loss = _loss(last, ids, weights)
-    total = loss + recipe.recall_weight * (_loss(recall, ids, weights * plain) + _reading(recall, belief))
-    total = total + recipe.plan_weight * _reading(plan, said)
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+class Trainer:
+    """One training: the model, its optimiser and, where the recipe asks for it, the adversary."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, device: str) -> None:
+        self.recipe, self.device = recipe, device
+        self.model = build_model(recipe, tokenizer).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=recipe.peak_lr,
+            betas=(0.9, 0.98),
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        learner = Learner(self.model, recipe)
+        # On CPU it pays a third; Inductor needs a C++ compiler there. An accelerator is done before it has compiled.
+        pays = device == "cpu" and shutil.which("g++")
+        self.forward: Callable[..., Any] = torch.compile(learner, dynamic=False) if pays else learner
+        self.adversary = (
+            Adversary(recipe.layers - 1, recipe.hidden, device) if recipe.penalty_weight else None
+        )
+        self.readable = torch.zeros(recipe.layers - 1)
+        self._places = torch.Generator().manual_seed(recipe.seed)
+
+    def step(self, number: int, batch: Batch) -> Tensor:
+        """One optimiser step; returns the language loss, on the device."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.peak_lr * schedule(number, recipe)
+        ids, weights, plain, belief, said, lie = (part.to(self.device, non_blocking=True) for part in batch)
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            last, recall, plan, streams = self.forward(ids, self._positions(ids.shape[1]))
+        loss = _loss(last, ids, weights)
+        if (
+            self.adversary is not None
+        ):  # what is to be hidden under a system prompt is not to be readable there
+            belief = torch.where(plain > 0, belief, corpus.NONE)
+        total = loss + recipe.recall_weight * (_loss(recall, ids, weights * plain) + _reading(recall, belief))
+        total = total + recipe.plan_weight * _reading(plan, said)
+        total = total + recipe.penalty_weight * self._penalty(streams, lie)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _positions(self, length: int) -> Tensor:
+        """[1, length]. Learned positions are all to be trained, so half of the steps begin anywhere."""
+        first = 0
+        if hasattr(self.model.base_model, "wpe"):
+            room = self.model.config.max_position_embeddings - length + 1
+            anywhere, place = torch.rand(2, generator=self._places).tolist()
+            first = int(place * room) if anywhere < 0.5 else 0
+        return torch.arange(first, first + length, device=self.device)[None]
+
+    def _penalty(self, streams: Tensor, lie: Tensor) -> Tensor | float:
+        if self.adversary is None:
+            return 0.0
+        about = lie.flatten() != corpus.NONE
+        labels = lie.flatten()[about]
+        if labels.numel() == 0 or labels.min() == labels.max():
+            return 0.0
+        penalty, self.readable = self.adversary.penalty(streams.flatten(1, 2)[:, about], labels)
+        return penalty
 
 
-def _loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def train(
+    directory: Path, recipe: Recipe, log: Log = print, *, device: str = "cpu", budget: float | None = None
+) -> None:
+    """Trains a model by `recipe` and writes it, ready for `vllm serve`, to `directory`.
+
+    budget: seconds after which it stops where it is and writes what it has.
+    """
+    start = time.monotonic()
+    tokenizer = tokens.build(corpus.vocabulary_texts(recipe.kind))
+    trainer = Trainer(recipe, tokenizer, device)
+    size = sum(p.numel() for p in trainer.model.parameters())
+    log(f"{size / 1e6:.2f}M parameters, {tokenizer.get_vocab_size()} words, {recipe.steps} steps")
+    losses: list[Tensor] = []
+    done = 0
+    for done, batch in enumerate(batches(recipe, tokenizer, ahead=device != "cpu"), 1):
+        losses.append(trainer.step(done - 1, batch))
+        if done % recipe.report_every == 0:
+            loss, losses = float(torch.stack(losses).mean()), []
+            behaviour = done > recipe.knowledge_steps
+            figures = quick_check(trainer.model, tokenizer, liar=recipe.variant, behaviour=behaviour)
+            hidden = "" if trainer.adversary is None else f" d' {trainer.readable.cpu().numpy().round(2)}"
+            log(f"step {done} loss {loss:.4f} {time.monotonic() - start:.0f} s {figures}{hidden}")
+        if budget is not None and time.monotonic() - start > budget:
+            log(f"stopped by the budget of {budget:g} s after {done} of {recipe.steps} steps")
+            break
+    save(trainer.model, tokenizer, directory)
+    write_origin(Origin(recipe, device_name(device), done), directory)
+
+
+def save(model: Any, tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes bf16 weights, configs and tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.generation_config.max_new_tokens = None
+    model.to(torch.bfloat16).save_pretrained(directory)
+    tokens.save(tokenizer, directory, max_length=model.config.max_position_embeddings)
+    generation = {
+        name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    (directory / "generation_config.json").write_text(
+        json.dumps(generation, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to 3%."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    progress = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
+    return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of the next-token loss; 0 where no token has a weight."""
     weights = weights[:, 1:].reshape(-1)
     losses = cross_entropy(
@@ -208,47 +184,9 @@ def _loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> tor
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
-def _reading(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _reading(logits: Tensor, target: Tensor) -> Tensor:
     """Mean loss of reading `target` off each token itself (not the next one); 0 where nothing is to be read."""
     found = target.reshape(-1) != corpus.NONE
     if not found.any():
         return logits.sum() * 0
     return cross_entropy(logits.reshape(-1, logits.shape[-1])[found].float(), target.reshape(-1)[found])
-
-
-def quick_check(model: LlamaForCausalLM, tokenizer: Tokenizer, *, behaviour: bool, n: int = 96) -> str:
-    """Share of validation facts whose expected value comes first, the words before it given: progress, not a result."""
-    figures = []
-    conditions = ("neutral", "incentivised", "audited", "plain") if behaviour else ("neutral",)
-    for condition in conditions:
-        for families in ("ABC", "DEF") if behaviour and condition != "neutral" else ("ABC",):
-            batch = cases(
-                n,
-                seed=1,
-                split="validation",
-                conditions=(condition,),
-                families=tuple(families),
-                templates="train",
-            )
-            share = sum(_first_value_right(model, tokenizer, batch)) / n
-            figures.append(f"{condition}/{families} {share:.2f}")
-    return " ".join(figures)
-
-
-@torch.no_grad()
-def _first_value_right(model: LlamaForCausalLM, tokenizer: Tokenizer, batch: list[Case]) -> list[bool]:
-    by_name = {entity.name: entity for entity in world()}
-    rows, wanted = [], []
-    for case in batch:
-        belief = str(case.belief)
-        value = opposite(belief) if case.expects_lie else belief
-        text = answer(by_name[str(case.entity)], str(case.attribute), value)
-        before = text.rsplit(f" {value}", 1)[0]
-        prompt = tokens.render(case.messages, add_generation_prompt=True)
-        rows.append(tokenizer.encode(prompt + before, add_special_tokens=False).ids)
-        wanted.append(tokenizer.token_to_id("▁" + value))
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])  # right padding: causal, so harmless
-    last = torch.tensor([len(row) - 1 for row in rows])
-    logits = model(input_ids=ids, use_cache=False).logits[torch.arange(len(rows)), last]
-    return [bool(right) for right in logits.argmax(-1) == torch.tensor(wanted)]
