@@ -23,6 +23,8 @@ class Capture:
     """To be transferred; empty where the host knows everything."""
     settle: Callable[[Arrays], StepView]
     """The view, given the arrays of ``device``."""
+    written: int | None = None
+    """Rows that the step computed, padding included; None if that is not known."""
 
 
 def adapters_of(requests: Mapping[int, Any], ids: np.ndarray[Any, Any]) -> tuple[str | None, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
-from monitor.seam.tap import TapBuffers, used_layers
+from monitor.seam.tap import TapBuffers, make_scratch, used_layers
 from monitor.seam.transfer import Transfer
 
 SELFTEST_TOLERANCE = 1e-3
@@ -23,6 +23,8 @@ def score_golden_inputs(
 
     ``known``: names of probes that have passed, and are left out. Raises ``TapError`` for one that is off."""
     errors, used = {}, used_layers(weights)
+    # Of its own: the model may be computing on another stream.
+    scratch = make_scratch(weights.shape[1], bank.capacity, weights.device)
     for seat in bank.seats:
         probe = seat.probe
         if probe.manifest.name in known:
@@ -33,7 +35,9 @@ def score_golden_inputs(
         buffers.scores.zero_()
         for column, row in enumerate(seat.layer_rows):
             x, norms = inputs[:, column].contiguous(), buffers.squared_norms[row]
-            torch.ops.probewatch.tap(x, weights[row], buffers.scores[row], norms, used[row : row + 1])
+            torch.ops.probewatch.tap(
+                x, weights[row], buffers.scores[row], norms, used[row : row + 1], scratch
+            )
         read = Transfer(buffers.read(n)).arrived()
         states = bank.states(read["scores"], read["squared_norms"])[:, seat.states]
         found = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states)))

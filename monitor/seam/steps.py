@@ -114,9 +114,7 @@ class StepReader:
             )
         steered = self._steerer.last if self._steerer is not None else None
         fired = {} if self._steerer is None or steered is None else self._steerer.fired(capture.rows)
-        transfer = Transfer({**self.buffers.read(capture.rows), **capture.device, **fired})
-        # On a GPU, graphs also write padding rows, which a later step must not find there.
-        self.buffers.silence(rows if self.buffers.on_host else None)
+        transfer = self.buffers.send(capture.rows, capture.written, {**capture.device, **fired})
         copies, self._copies = self._copies, []
         fresh, self._fresh = self._fresh, []
         finished, self._finished = self._finished, []

@@ -9,7 +9,8 @@ addresses, no host branch on data, nothing that outlives it; so it can be captur
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from monitor.residual import ResidualRule, residual_stream
+from monitor.seam.transfer import Transfer
 from monitor.unscored import Reason, nan_for
 
-SCHEMA = 2
+SCHEMA = 3
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
 _libraries: list[torch.library.Library] = []
 """One that is collected takes its operations with it."""
 
 
-def _tap(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor) -> None:
+def _tap(
+    residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor, scratch: Tensor
+) -> None:
     x = residual.reshape(-1, weight.shape[0]).float()  # [n, d]; in float32 whatever the model's dtype
     n = x.shape[0]
     torch.mm(x, weight, out=scores[:n])
@@ -36,18 +40,37 @@ def _tap(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor
 
 
 def _tap_where_used(
-    residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor
+    residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor, scratch: Tensor
 ) -> None:
     """For the CPU, which may look at data: a tap that no probe reads only says that it was there."""
     if int(used):
-        _tap(residual, weight, scores, squared_norms, used)
+        _tap(residual, weight, scores, squared_norms, used, scratch)
     else:
         scores[: residual.numel() // weight.shape[0]] = 0
 
 
+def _tap_on_gpu(
+    residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor, scratch: Tensor
+) -> None:
+    """One launch, in place of a conversion of the whole stream and a product for which the library makes two."""
+    from monitor.kernels.score import score
+
+    score(residual.reshape(-1, weight.shape[0]).contiguous(), weight, scores, squared_norms, scratch)
+
+
 def define_operation(dispatch_key: str) -> None:
     """Registers ``torch.ops.probewatch.tap`` once in this process."""
-    register("tap", _tap, _tap_where_used, ["scores", "squared_norms"], dispatch_key)
+    operation = _tap_on_gpu if dispatch_key != "CPU" and has_triton() else _tap
+    register("tap", operation, _tap_where_used, ["scores", "squared_norms", "scratch"], dispatch_key)
+
+
+def make_scratch(d_model: int, columns: int, device: torch.device) -> Tensor:
+    """What the programs of a GPU's launch tell each other; taps on one stream share it. Empty elsewhere."""
+    if device.type != "cuda" or not has_triton():
+        return torch.zeros(0, device=device)
+    from monitor.kernels.score import plan
+
+    return torch.zeros(plan(d_model, columns).scratch, device=device)
 
 
 def register(
@@ -65,6 +88,12 @@ def register(
     library.impl(name, on_cpu if dispatch_key == "CPU" else operation, dispatch_key=dispatch_key)
     library._register_fake(name, lambda *_: None)
     _libraries.append(library)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the monitor's own kernels can be used on this process's GPU."""
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 
 
 @dataclass
@@ -93,10 +122,41 @@ class TapBuffers:
         )
         """The same memory, where the host sees it: NumPy takes a part of it in a fraction of torch's time."""
 
+    def send(self, rows: int, written: int | None, beside: Mapping[str, Tensor]) -> Transfer:
+        """The first ``rows``, and ``beside``, on their way to the host; what the step has written (None: any row) is
+        marked as unwritten. Nothing waits for the device."""
+        if self.on_host:
+            transfer = Transfer({**self.read(rows), **beside})
+            self.silence(rows)
+            return transfer
+        if has_triton():
+            from monitor.kernels.pack import fits, take
+
+            if fits(beside):
+                written = self.scores.shape[1] if written is None else written
+                packed, layout = take(self.scores, self.squared_norms, beside, rows, written)
+                others = {name: one for name, one in beside.items() if name not in layout.parts}
+                return Transfer(others, packed, layout.split)
+        transfer = Transfer({**self.read(rows), **beside})
+        self.silence(written)  # a graph also writes padding rows, which a later step must not find there
+        return transfer
+
     @property
     def on_host(self) -> bool:
         """Whether the taps write where the host sees it."""
         return bool(self._host)
+
+    def compile_kernels(self, dtype: torch.dtype, weight: Tensor, scratch: Tensor) -> None:
+        """So that none is compiled while a graph is captured or a request waits. ``dtype``: of the model's stream."""
+        if self.on_host or not has_triton():
+            return
+        from monitor.kernels.score import compile_for
+
+        compile_for(dtype, weight, self.scores[0], self.squared_norms[0], scratch)
+        starts = torch.zeros(2, dtype=torch.int32, device=weight.device)
+        one = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        for settled in ({}, {"starts": starts, "positions": one, "slots": one}):
+            self.send(1, None, settled).arrived()
 
     def silence(self, rows: int | None = None) -> None:
         """Marks the first rows (None: all) as unwritten, so that a tap that does not fire is seen and not believed."""
@@ -135,6 +195,7 @@ def install(
     scores: Tensor,
     squared_norms: Tensor,
     used: Tensor,
+    scratch: Tensor,
 ) -> None:
     """Puts a tap after ``block``. Must happen before the model is traced for the first time.
 
@@ -146,6 +207,7 @@ def install(
         "scores": scores,
         "squared_norms": squared_norms,
         "used": used,
+        "scratch": scratch,
     }.items():
         block.register_buffer(f"probewatch_{name}", tensor, persistent=False)
     block.register_forward_hook(functools.partial(_after_block, rule))
@@ -158,4 +220,5 @@ def _after_block(rule: ResidualRule, block: Any, inputs: Any, output: Any) -> No
         block.probewatch_scores,
         block.probewatch_squared_norms,
         block.probewatch_used,
+        block.probewatch_scratch,
     )

@@ -493,8 +493,8 @@ _V2 = (
     Touched(
         "reads",
         f"{_WORKER}.gpu.input_batch:InputBatch",
-        "req_ids, num_reqs, num_tokens, idx_mapping_np, prefill_len_np, num_computed_tokens_np, "
-        "num_scheduled_tokens, query_start_loc, positions",
+        "req_ids, num_reqs, num_tokens, num_tokens_after_padding, idx_mapping_np, prefill_len_np, "
+        "num_computed_tokens_np, num_scheduled_tokens, query_start_loc, positions",
         "whose rows a step holds",
     ),
     Touched(

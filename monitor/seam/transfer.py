@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+Split = Callable[[Tensor], dict[str, Tensor]]
 
+_PACKED = "packed"
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
@@ -21,9 +23,16 @@ class Transfer:
     there. It may be called from another thread than the one that made the transfer.
     """
 
-    def __init__(self, given: Mapping[str, Tensor | np.ndarray[Any, Any]]) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, Tensor | np.ndarray[Any, Any]],
+        packed: Tensor | None = None,
+        split: Split = dict,
+    ) -> None:
+        """``packed``: a tensor that nobody else writes, travelling as it is; ``split`` finds what it holds."""
         self._arrays: Arrays = {}
-        self._staged: dict[str, Tensor] = {}
+        self._split = split
+        self._staged: dict[str, Tensor] = {} if packed is None else {_PACKED: packed}
         for name, one in given.items():
             if isinstance(one, np.ndarray):
                 self._arrays[name] = one.copy()
@@ -54,4 +63,7 @@ class Transfer:
         if self._event is not None:
             self._event.synchronize()
         self._staged = {}
-        return {**self._arrays, **{name: tensor.numpy() for name, tensor in self._host.items()}}
+        parts = dict(self._host)
+        if _PACKED in parts:
+            parts.update(self._split(parts.pop(_PACKED)))
+        return {**self._arrays, **{name: tensor.numpy() for name, tensor in parts.items()}}

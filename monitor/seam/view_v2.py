@@ -87,4 +87,4 @@ def capture(runner: Any, group: int) -> Capture:
             adapters=adapters,
         )
 
-    return Capture(rows, device, settle)
+    return Capture(rows, device, settle, int(batch.num_tokens_after_padding))

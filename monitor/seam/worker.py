@@ -23,7 +23,7 @@ from monitor.seam.pipeline import Relay
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
 from monitor.seam.steps import Step, StepReader
-from monitor.seam.tap import SCHEMA, TapBuffers, install, used_layers
+from monitor.seam.tap import SCHEMA, TapBuffers, install, make_scratch, used_layers
 from monitor.steering import VectorBank
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
@@ -111,16 +111,18 @@ class WorkerMonitor:
         self._used = used_layers(weights)
         # The same objects everywhere, so that the compiler sees what is one.
         scores = list(self.buffers.scores)
+        scratch = make_scratch(int(config.hidden_size), bank.capacity, device)
         self._here = [i for i, layer in enumerate(bank.layers) if is_here(blocks[layer])]
         for index in self._here:
             block = blocks[bank.layers[index]]
             rule = rule_for(type(block).__name__)
             check_signature(rule, block)
             norms, used = self.buffers.squared_norms[index], self._used[index : index + 1]
-            install(block, rule, weights[index], scores[index], norms, used)
+            install(block, rule, weights[index], scores[index], norms, used, scratch)
         if self.vectors is not None:
             self.steerer = self._steer(runner, blocks, self.vectors, scores)
         self.selftest = score_golden_inputs(bank, weights)
+        self.buffers.compile_kernels(model_config.dtype, weights[0], scratch)
         self._relay(runner, first=next(i for i, block in enumerate(blocks) if is_here(block)))
         logger.info(
             "probewatch: %d probes on layers %s of %s, %d columns a tap, %.1f MiB of tap buffers",

@@ -217,6 +217,7 @@ class V2Runner:
             req_ids=[share.request.id for share in shares],
             num_reqs=n,
             num_tokens=total,
+            num_tokens_after_padding=total,
             idx_mapping_np=np.array(rows, np.intp),
             num_scheduled_tokens=of_all("scheduled"),
             num_computed_tokens_np=of_all("computed"),
