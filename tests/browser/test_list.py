@@ -162,6 +162,24 @@ def test_a_server_that_goes_leaves_what_was_shown_and_is_found_again(visit: Visi
         expect(page.locator(".row")).to_have_count(2)
 
 
+def test_a_hidden_tab_holds_no_stream_and_catches_up(visit: Visitor) -> None:
+    with Site() as site:
+        page = visit(site.page)
+        expect(page.locator("#feed")).to_have_text("Live")
+        hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        hide += "document.dispatchEvent(new Event('visibilitychange')) }"
+        page.evaluate(hide, True)
+        expect(page.locator("#feed")).to_have_text("Paused")
+        deadline = time.monotonic() + 5
+        while site.state.feed._streams:
+            assert time.monotonic() < deadline, "the stream is still open"
+            time.sleep(0.05)
+        site.plant("cmpl-1", NEUTRAL, ANSWER)
+        page.evaluate(hide, False)
+        expect(page.locator(".row")).to_have_count(1)
+        expect(page.locator("#feed")).to_have_text("Live")
+
+
 def test_it_polls_where_no_stream_is_left(visit: Visitor) -> None:
     with Site() as site:
         site.state.feed._streams_at_most = 0

@@ -74,13 +74,25 @@ async function filterChanged(filter, probeChanged) {
 // --- the server -----------------------------------------------------------------------------------------
 
 function start() {
-  following?.abort();
-  following = new AbortController();
   alerts.clear();
-  setFeed("connecting");
-  follow({ arrived, state: setFeed, signal: following.signal });
+  listen();
   refresh();
   reader.route();
+}
+
+function listen() {
+  following?.abort();
+  following = new AbortController();
+  setFeed("connecting");
+  follow({ arrived, state: setFeed, signal: following.signal });
+}
+
+/** A tab that nobody sees holds no stream: browsers open six connections to a server, over all tabs. */
+function seen() {
+  if (feedState === "locked") return;
+  if (!document.hidden) return listen();
+  following.abort();
+  setFeed("paused");
 }
 
 function setFeed(name, error = null, wait = 0) {
@@ -92,6 +104,7 @@ function setFeed(name, error = null, wait = 0) {
     away: "Server away",
     locked: "Locked",
     connecting: "Connecting\u2026",
+    paused: "Paused",
   };
   byId("feed").textContent = words[name];
   byId("feed").dataset.state = name;
@@ -102,7 +115,7 @@ function setFeed(name, error = null, wait = 0) {
     unlock();
   } else if (name === "away") {
     banner(`${error.message} What is shown stays; trying again in ${Math.round(wait / 1000)} s.`);
-  } else if (before !== name && name !== "connecting") {
+  } else if (before !== name && (name === "live" || name === "polling")) {
     banner(trouble());
     if (before === "away") refresh();
     draw();
@@ -176,6 +189,7 @@ addEventListener("hashchange", () => {
   reader.route();
 });
 document.addEventListener("keydown", pressed);
+document.addEventListener("visibilitychange", seen);
 setInterval(() => {
   for (const time of document.querySelectorAll(".row-ago")) time.textContent = ago(Number(time.dataset.time));
 }, 10000);
