@@ -81,6 +81,16 @@ def test_pointing_at_a_token_tells_what_every_probe_says(filled: Site, visit: Vi
     expect(note).to_contain_text("not_fed")
 
 
+def test_the_highest_tokens_are_listed_and_lead_to_their_place(filled: Site, visit: Visitor) -> None:
+    page = visit(f"{filled.page}#id=one")
+    scores = filled.state.engines.recent.of("one")[0].states[1:, 0]
+    best = [int(i) + 1 for i in scores.argsort()[::-1][:6]]
+    buttons = page.locator(".highest button")
+    assert [int(text) for text in buttons.locator("small").all_inner_texts()] == best
+    buttons.nth(1).click()
+    expect(page.locator(".tokens .cursor")).to_have_attribute("data-i", str(best[1]))
+
+
 def test_hostile_text_never_becomes_markup(filled: Site, visit: Visitor) -> None:
     identity = "hostile<img src=x onerror=window.owned=1>"
     page = visit(f"{filled.page}")

@@ -3,6 +3,7 @@
 import { nextAbove } from "./case.js";
 import { makeChart } from "./chart.js";
 import { el } from "./dom.js";
+import { highest } from "./highest.js";
 import { inspector } from "./inspector.js";
 import { card, jumps, legend } from "./probes.js";
 import { count, share } from "./text.js";
@@ -28,12 +29,14 @@ export function makeSequence(sequence, wanted, moved) {
   const tokens = makeTokens(sequence, { hovered, picked });
   const cards = el("div", { class: "probes", role: "radiogroup", "aria-label": "Probe" });
   const scale = el("div", { class: "scale" });
+  const best = el("section", { class: "highest" });
   const choose = (next, focus = false) => {
     probe = next;
     cards.replaceChildren(...sequence.probes.map((one) => card(one, one === probe, () => choose(one, true))));
     if (focus) cards.querySelector("[aria-checked=true]").focus();
     chart.draw(sequence, probe);
     scale.replaceChildren(...legend(sequence, probe), jumps(sequence, keys));
+    best.replaceChildren(...highest(sequence, probe, jump));
     tokens.paint(probe);
     look(pinned);
     moved({ choice: sequence.index, probe: probe.name, token: pinned });
@@ -66,7 +69,11 @@ export function makeSequence(sequence, wanted, moved) {
   });
   if (probe) choose(probe);
   const parts = sequence.tokens.length
-    ? [chart.element, scale, el("div", { class: "reading" }, tokens.element, note)]
+    ? [
+        chart.element,
+        scale,
+        el("div", { class: "reading" }, tokens.element, el("div", { class: "side" }, note, best)),
+      ]
     : [withoutTokens(sequence)];
   return {
     sequence,
