@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +26,7 @@ from monitor.frontend import Arrival, Frontend, Running
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords, Record, of_response
 from monitor.unscored import Reason, nan_for
+from tests.unit import nursery
 from tests.unit.monitor_fakes import MODEL, alerting, column, make_bank, make_frontend, make_probe, value
 
 PLANTED = (1_234_567, 7_654_321, 1_357_913)
@@ -277,8 +276,7 @@ for i in range(300):
 
 
 def test_what_waits_is_written_when_a_process_ends_without_a_word(path: Path) -> None:
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", ENDING, str(path)], cwd=root, check=True, timeout=120)
+    nursery.run(ENDING, [path])
     assert len(EvidenceFile(path, 30, 64).find(AlertQuery(limit=1000))) == 300
 
 
@@ -545,16 +543,7 @@ file.close()
 
 
 def test_two_processes_write_one_file(path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), name],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        for name in "ab"
-    ]
-    keys = {process.communicate(timeout=120)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0]
+    keys = set(nursery.run(WRITER, [path, "a"], [path, "b"]))
     assert len(keys) == 1
     alerts = EvidenceFile(path, 30, 64).find(AlertQuery(after=0, limit=1000))
     ids = [alert["event_id"] for alert in alerts]

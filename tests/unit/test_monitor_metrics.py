@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor.metrics import CATALOGUE, ERROR_STAGES, PROBE_GAUGES, Metrics
 from monitor.unscored import Reason
+from tests.unit import nursery
 from tests.unit.monitor_fakes import BENIGN, MODEL, alerting, make_frontend, make_probe, value
 
 CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -170,17 +168,8 @@ print(engines[0].total("probewatch_tokens_scored_total"))
 
 def api_server(folder: Path, program: str, *arguments: object) -> list[float]:
     """One of several API servers, and the numbers it prints."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, arguments)],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [float(number) for number in done.stdout.split()]
+    [printed] = nursery.run(program, arguments, environment={"PROMETHEUS_MULTIPROC_DIR": str(folder)})
+    return [float(number) for number in printed.split()]
 
 
 def counted(folder: Path, scored: int) -> list[float]:

@@ -1,8 +1,6 @@
 """Kinds, masks, aggregation and the probe itself, against planted answers."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from probes.manifest import Aggregation, TokenMask
 from probes.masks import mask
 from probes.method import PARAMETERS
 from probes.testing import fake_aggregation, write_artifact
+from tests.unit import nursery
 
 torch.set_num_threads(1)
 
@@ -271,9 +270,7 @@ def test_mask_of_a_batch_takes_a_prompt_length_for_each_row() -> None:
 
 
 def test_import_loads_neither_sklearn_nor_transformers() -> None:
-    code = (
-        "import sys, probes;"
+    listing = (
         "print([m for m in ('sklearn', 'transformers', 'scipy', 'vllm', 'monitor') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert nursery.run(f"import sys; {listing}; import probes; {listing}", []) == ["[]\n[]\n"]
