@@ -161,6 +161,7 @@ def coverage() -> list[JSON]:
             [Query(q.rate(q.UNSCORED, by="reason"), "{{reason}}")],
             "count:tok/s",
             stack=True,
+            reach=1,
         ),
         lines(
             "Tokens: vLLM against the monitor",
@@ -210,6 +211,7 @@ def health() -> list[JSON]:
             "first of each.",
             [Query(q.rate("probewatch_errors_total", by="stage"), "{{stage}}")],
             "suffix:/s",
+            reach=1,
         ),
         lines(
             "Self-test error",
@@ -217,6 +219,7 @@ def health() -> list[JSON]:
             "attach, over the selected engines. Float32 rounding is 1e-5 and less.",
             [Query(f"max by ({BY_PROBE}) ({q.pick('probewatch_selftest_error')})", PROBE)],
             "sci",
+            reach=1e-3,
         ),
     ]
 

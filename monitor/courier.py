@@ -1,4 +1,4 @@
-"""A thread that hands things on in batches, while serving goes on: what the audit log and OpenTelemetry share."""
+"""A thread that hands things on in batches, while serving goes on: what audit log, OpenTelemetry and pushes share."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ Raw = TypeVar("Raw")
 Ready = TypeVar("Ready")
 
 
+class _Waiting(Generic[Raw]):
+    """An item and whose it is. Its fate is counted once, by whoever knows it first."""
+
+    def __init__(self, item: Raw, metrics: Metrics) -> None:
+        self.item = item
+        self.metrics = metrics
+        self._undecided = threading.Lock()
+
+    def decide(self) -> bool:
+        """Whether the caller is the first."""
+        return self._undecided.acquire(blocking=False)
+
+
 class Courier(Generic[Raw, Ready]):
     """One sink. Each item is prepared by itself, so that a strange one costs no other, then delivered with its batch.
 
@@ -40,12 +53,15 @@ class Courier(Generic[Raw, Ready]):
         prepare: Callable[[Raw], Ready],
         deliver: Callable[[Sequence[Ready]], int],
         queue_items: int = QUEUE_ITEMS,
+        batch_items: int = BATCH_ITEMS,
     ) -> None:
         self._sink = sink
         self._done = done
         self._prepare = prepare
         self._deliver = deliver
-        self._backlog: Backlog[tuple[Raw, Metrics]] = Backlog(queue_items, QUEUE_MIB * 2**20)
+        self._batch_items = batch_items
+        self._backlog: Backlog[_Waiting[Raw]] = Backlog(queue_items, QUEUE_MIB * 2**20)
+        self._under_way: Sequence[_Waiting[Raw]] = ()
         self._thread = threading.Thread(target=self._run, name=f"probewatch-{sink}", daemon=True)
         self._counting = threading.Lock()
         self._failing = False
@@ -64,35 +80,38 @@ class Courier(Generic[Raw, Ready]):
 
     def offer(self, item: Raw, metrics: Metrics, weight: int) -> None:
         """Takes an item of about ``weight`` bytes, or counts it as dropped. Neither waits nor raises."""
-        if not self._backlog.offer((item, metrics), weight):
-            self._lose(metrics, DROPPED)
+        waiting = _Waiting(item, metrics)
+        if not self._backlog.offer(waiting, weight):
+            self._lose(waiting, DROPPED)
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
-        """Delivers what waits, for at most ``patience`` seconds; what is left then counts as dropped."""
+        """Delivers what waits, for at most ``patience`` seconds; what has not arrived then counts as dropped."""
         atexit.unregister(self.close)
         self._backlog.close()
         if self._thread.ident is not None:
             self._thread.join(patience)
         while left := self._backlog.take(BATCH_ITEMS, 0):
-            for _, metrics in left:
-                self._lose(metrics, DROPPED)
+            for waiting in left:
+                self._lose(waiting, DROPPED)
+        for waiting in self._under_way:
+            self._lose(waiting, DROPPED)
 
     def _run(self) -> None:
         while not self._backlog.finished:
-            batch = self._backlog.take(BATCH_ITEMS, IDLE_SECONDS)
-            if batch:
-                self._handle(batch)
+            self._under_way = self._backlog.take(self._batch_items, IDLE_SECONDS)
+            if self._under_way:
+                self._handle(self._under_way)
 
-    def _handle(self, batch: Sequence[tuple[Raw, Metrics]]) -> None:
+    def _handle(self, batch: Sequence[_Waiting[Raw]]) -> None:
         ready: list[Ready] = []
-        owners: list[Metrics] = []
-        for item, metrics in batch:
+        told: list[_Waiting[Raw]] = []
+        for waiting in batch:
             try:
-                ready.append(self._prepare(item))
-                owners.append(metrics)
+                ready.append(self._prepare(waiting.item))
+                told.append(waiting)
             except Exception as error:
                 self._complain(error)
-                self._lose(metrics, FAILED)
+                self._lose(waiting, FAILED)
         if not ready:
             return
         try:
@@ -102,15 +121,18 @@ class Courier(Generic[Raw, Ready]):
             self._complain(error)
             refused = len(ready)
         arrived = len(ready) - refused
-        for metrics in owners[:arrived]:
-            metrics.inc(METRIC, self._sink, self._done)
-        for metrics in owners[arrived:]:
-            self._lose(metrics, FAILED)
+        for waiting in told[:arrived]:
+            if waiting.decide():
+                waiting.metrics.inc(METRIC, self._sink, self._done)
+        for waiting in told[arrived:]:
+            self._lose(waiting, FAILED)
 
-    def _lose(self, metrics: Metrics, outcome: str) -> None:
+    def _lose(self, waiting: _Waiting[Raw], outcome: str) -> None:
+        if not waiting.decide():
+            return
         with self._counting:
             self.lost += 1
-        metrics.inc(METRIC, self._sink, outcome)
+        waiting.metrics.inc(METRIC, self._sink, outcome)
 
     def _complain(self, error: Exception) -> None:
         if not self._failing:

@@ -1,32 +1,28 @@
-"""Flags on their way to a receiver: a bounded queue and a thread that tries again, while serving goes on."""
+"""Flags on their way to a receiver, one after the other, tried again until they arrive or are too old."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from monitor.backlog import Backlog
+from monitor.courier import CLOSE_SECONDS, METRIC, Courier
+from monitor.errors import MonitorError
 from monitor.flag_event import Event
 from monitor.frontend import Frontend, Listener
-from monitor.metrics import Metrics
 from monitor.post import Letter, ReceiverError, post
 from monitor.records import Record, weight
 from monitor.verdict import FLAGGED
 
 logger = logging.getLogger("probewatch")
 
-METRIC = "probewatch_evidence_total"
-DELIVERED, DROPPED, FAILED = "delivered", "dropped", "failed"
-QUEUE_RECORDS, QUEUE_MIB = 1024, 64
+DELIVERED = "delivered"
+QUEUE_FLAGS = 1024
 """What may wait for a slow receiver; beyond it flags are dropped, and counted."""
-CLOSE_SECONDS = 4.0
-"""vLLM kills API servers that take longer than five seconds to end."""
-WAKE_SECONDS = 30.0
 RETRIED = frozenset({408, 425, 429})
 """Statuses below 500 after which the same letter may be taken later."""
 
@@ -53,24 +49,16 @@ class Patience:
 USUAL = Patience()
 
 
-class _Parcel:
-    """A flagged record on its way; whoever settles it first counts it."""
+class _Flag(NamedTuple):
+    """A flagged sequence and the engine it ran in."""
 
-    def __init__(self, record: Record, metrics: Metrics, sink: str) -> None:
-        self.record = record
-        self.metrics = metrics
-        self.since = time.monotonic()
-        self._sink = sink
-        self._open = threading.Lock()
-
-    def settle(self, outcome: str) -> None:
-        """Counts the outcome, unless one was counted before."""
-        if self._open.acquire(blocking=False):
-            self.metrics.inc(METRIC, self._sink, outcome)
+    record: Record
+    engine: str
+    since: float
 
 
 class Postman:
-    """Delivers flagged sequences to one receiver, one after the other.
+    """Delivers flagged sequences to one receiver.
 
     ``tell`` makes the event of a record and an engine; ``address`` makes the letter of an event, anew for each
     attempt (a signature carries its time).
@@ -82,110 +70,77 @@ class Postman:
         tell: Callable[[Record, str], Event],
         address: Callable[[Event], Letter],
         patience: Patience = USUAL,
-        queue_records: int = QUEUE_RECORDS,
+        queue_flags: int = QUEUE_FLAGS,
     ) -> None:
-        self.sink = sink
+        self._sink = sink
         self._tell = tell
         self._address = address
         self._patience = patience
-        self._backlog: Backlog[_Parcel] = Backlog(queue_records, QUEUE_MIB * 2**20)
-        self._thread = threading.Thread(target=self._run, name=f"probewatch-{sink}", daemon=True)
         self._closing = threading.Event()
-        self._under_way: _Parcel | None = None
         self._failures = 0
         """In a row, whichever flag they concerned."""
-        self._met_a_strange_one = False
+        self._courier: Courier[_Flag, tuple[Event, float]] = Courier(
+            sink, DELIVERED, self._told, self._deliver, queue_flags, batch_items=1
+        )
 
     def start(self) -> None:
         """From now on what is offered is delivered."""
-        self._thread.start()
-        atexit.register(self.close)
+        self._courier.start()
 
     def listener(self, frontend: Frontend) -> Listener:
         """What an engine tells of every finished sequence. It neither waits nor raises."""
         metrics = frontend.metrics
-        for outcome in (DELIVERED, DROPPED, FAILED):
-            metrics.child(METRIC, self.sink, outcome)
+        self._courier.announce(metrics)
 
         def add(record: Record) -> None:
-            if record.verdict != FLAGGED:
-                return
-            parcel = _Parcel(record, metrics, self.sink)
-            if not self._backlog.offer(parcel, weight(record)):
-                parcel.settle(DROPPED)
+            if record.verdict == FLAGGED:
+                flag = _Flag(record, metrics.engine, time.monotonic())
+                self._courier.offer(flag, metrics, weight(record))
 
         return add
 
-    def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Tries once to deliver each that waits, for at most ``seconds``; what is left then counts as dropped."""
-        atexit.unregister(self.close)
-        self._backlog.close()
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
+        """Tries once to deliver each that waits, for at most ``patience`` seconds."""
         self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
-        left = self._backlog.take(QUEUE_RECORDS, 0)
-        for parcel in [*left, *([self._under_way] if self._under_way else [])]:
-            parcel.settle(DROPPED)
+        self._courier.close(patience)
 
-    def _run(self) -> None:
-        while not self._backlog.finished:
-            for parcel in self._backlog.take(1, WAKE_SECONDS):
-                self._under_way = parcel
-                parcel.settle(self._deliver(parcel))
-                self._under_way = None
+    def _told(self, flag: _Flag) -> tuple[Event, float]:
+        return self._tell(flag.record, flag.engine), flag.since
 
-    def _deliver(self, parcel: _Parcel) -> str:
-        """What became of it."""
-        try:
-            event = self._tell(parcel.record, parcel.metrics.engine)
-            while not self._attempt(event):
+    def _deliver(self, told: Sequence[tuple[Event, float]]) -> int:
+        """0, all were taken. Raises ``ReceiverError`` where one never was."""
+        for event, since in told:
+            while (trouble := self._attempt(event)) is not None:
                 pause = self._patience.pause(self._failures, random.random())
-                age = time.monotonic() - parcel.since
-                if self._closing.is_set() or age + pause > self._patience.lifetime:
-                    return FAILED
-                self._closing.wait(pause)
-            return DELIVERED
-        except _Refused:
-            return FAILED
-        except Exception:  # one strange record shall not end the deliveries
-            if not self._met_a_strange_one:
-                logger.exception(
-                    "probewatch: a flag cannot be told to the %s; %s counts them", self.sink, METRIC
-                )
-            self._met_a_strange_one = True
-            return FAILED
+                too_old = time.monotonic() - since + pause > self._patience.lifetime
+                if too_old or self._closing.wait(pause):
+                    raise trouble
+        return 0
 
-    def _attempt(self, event: Event) -> bool:
-        """Whether the receiver took it. Raises ``_Refused`` where it never will."""
-        letter = self._address(event)
+    def _attempt(self, event: Event) -> MonitorError | None:
+        """Why the receiver did not take it now; None if it did. Raises ``ReceiverError`` where it never will."""
         try:
-            status = post(letter, self._patience.attempt)
+            status = post(self._address(event), self._patience.attempt)
         except ReceiverError as error:
-            self._failed(f"{error}")
-            return False
+            return self._failed(error)
         if 200 <= status < 300:
-            self._succeeded()
-            return True
-        self._failed(f"HTTP {status}" + (": redirects are not followed" if 300 <= status < 400 else ""))
+            if self._failures:
+                logger.warning("probewatch: the %s takes flags again", self._sink)
+            self._failures = 0
+            return None
+        redirect = ": redirects are not followed" if 300 <= status < 400 else ""
+        trouble = self._failed(ReceiverError(f"HTTP {status}{redirect}"))
         if status < 500 and status not in RETRIED:
-            raise _Refused
-        return False
+            raise trouble
+        return trouble
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, trouble: ReceiverError) -> ReceiverError:
         if not self._failures:
-            logger.error(
+            logger.warning(
                 "probewatch: the %s does not take flags (%s); trying again, and %s counts what is lost",
-                self.sink,
-                reason,
+                self._sink,
+                trouble,
                 METRIC,
             )
         self._failures += 1
-
-    def _succeeded(self) -> None:
-        if self._failures:
-            logger.warning("probewatch: the %s takes flags again", self.sink)
-        self._failures = 0
-
-
-class _Refused(Exception):
-    """The receiver will not take this letter, ever."""
+        return trouble
