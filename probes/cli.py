@@ -18,14 +18,15 @@ _EXAMPLES: Final = {
     "--positive lie --negative honest -o deception.safetensors",
     "calibrate": "probewatch calibrate deception.safetensors --model ./model --benign monday.jsonl "
     "--second tuesday.jsonl --fpr 0.01 --requests-per-day 20000 -o deception.safetensors",
-    "evaluate": "probewatch evaluate deception.safetensors --model ./model --data d.jsonl --min-auroc 0.9",
+    "evaluate": "probewatch evaluate deception.safetensors --model ./model --data d.jsonl "
+    "--report card.html --gate",
     "inspect": "probewatch inspect deception.safetensors",
     "verify": "probewatch verify deception.safetensors --model ./model",
 }
 _HELP: Final = {
     "train": "fit a probe to labelled conversations, its layer and penalty chosen on validation",
     "calibrate": "set the threshold from benign traffic, and measure the realised false-positive rate",
-    "evaluate": "AUROC and recall at 1%% false positives on test conversations, with text-only beside them",
+    "evaluate": "judge a probe on test conversations beside its controls: an HTML report card, a gate for CI",
     "inspect": "print the manifest and the report card of an artifact",
     "verify": "check an artifact's format, digest, golden scores and, with --model, its binding",
 }
@@ -136,7 +137,26 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("probe", type=Path)
     _sources(parser)
     parser.add_argument("--data", type=Path, help="JSONL; split test is judged, train feeds text-only")
-    parser.add_argument("--min-auroc", type=float, help="exit with status 1 below it")
+    parser.add_argument(
+        "--report", type=Path, help="card to write, JSON beside it (default: NAME.report.html)"
+    )
+    parser.add_argument("--picture", type=Path, help="all plots in one file: .png, .svg or .pdf")
+    parser.add_argument(
+        "--headline", help="contrast that controls and gate refer to (default: the data's first)"
+    )
+    parser.add_argument(
+        "--gate", action="store_true", help="status 1 where text-only comes close or a control succeeds"
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.1, help="AUROC between probe and controls (default: 0.1)"
+    )
+    parser.add_argument("--waive", action="append", default=[], metavar="KEY", help="a fault to let pass")
+    parser.add_argument("--min-auroc", type=float, help="status 1 below it, on the headline contrast")
+    parser.add_argument("--quick", action="store_true", help="leave out what runs the model again")
+    parser.add_argument(
+        "--attack-steps", type=int, default=0, help="rounds of the suffix attack (default: 0, not run)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "-o", "--out", type=Path, help="write the artifact with these figures, and its card beside it"
     )

@@ -1,19 +1,16 @@
 """What each command of `probes.cli` does. Each takes parsed options and returns the exit status."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Final
 
-from pydantic import JsonValue
-
-from probes import artifact, controls, dataset, evaluation, report, training
+from probes import artifact, dataset, evaluation, report, training
 from probes.command_calibrate import calibrate as calibrate
-from probes.dataset import Conversation
 from probes.errors import DataError
+from probes.evaluating.command import evaluate as evaluate
 from probes.identity import check_binding, model_identity
 from probes.manifest import Aggregation, TokenMask, TrainingData
-from probes.probe import Probe, load
-from probes.sources import Source, Sources
+from probes.probe import load
+from probes.sources import Sources
 from probes.training import Setting
 
 TOKENS: Final = {
@@ -65,34 +62,6 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(options: argparse.Namespace) -> int:
-    """Figures on the test split, text-only beside them; status 1 below --min-auroc."""
-    probe = load(options.probe)
-    source, chats = Sources(options.model, options.activations).open(options.data)
-    check_binding(probe.manifest, source.identity)
-    test = [chat for chat in chats if chat.split in ("test", None)]
-    fit = [chat for chat in chats if chat.split == "train"]
-    labels, groups = dataset.labels(test), dataset.groups(test)
-    others = {}
-    if fit:
-        dataset.check_disjoint(train=fit, test=test)
-        text = controls.text_only([c.text for c in fit], dataset.labels(fit), [c.text for c in test])
-        others["text only (TF-IDF)"] = text
-    judged = report.judge(
-        (options.data or options.activations).name, _scores(probe, source, test), labels, groups, others
-    )
-    figures: dict[str, JsonValue] = {**probe.manifest.metrics, "test": {"all": report.judged_json(judged)}}
-    print(
-        f"AUROC {judged.auroc}, recall at 1% FPR {judged.recall} ({judged.n_positive} / {judged.n_negative})"
-    )
-    for name, other in judged.others.items():
-        print(f"AUROC {other} {name}")
-    if options.out:
-        written = probe.save(options.out, metrics=figures)
-        options.out.with_suffix(".md").write_text(report.markdown(written.manifest), "utf-8")
-    return int(options.min_auroc is not None and not judged.auroc.value >= options.min_auroc)
-
-
 def inspect(options: argparse.Namespace) -> int:
     """The manifest as JSON, or the report card."""
     manifest, _ = artifact.read(options.probe)
@@ -109,11 +78,6 @@ def verify(options: argparse.Namespace) -> int:
         checked += ", binding"
     print(f"ok: {options.probe}: {probe.manifest.name} ({checked}; golden error {probe.selftest():.2g})")
     return 0
-
-
-def _scores(probe: Probe, source: Source, chats: Sequence[Conversation]) -> evaluation.Floats:
-    rule = probe.manifest
-    return evaluation.statistics(probe, source.activations(chats, rule.layers, rule.token_mask))
 
 
 def _aggregation(text: str, min_tokens: int) -> Aggregation:

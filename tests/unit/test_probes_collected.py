@@ -221,7 +221,8 @@ def test_a_probe_is_trained_calibrated_and_evaluated_without_a_model(
     dataset.write(tmp_path / "tuesday.jsonl", benign[60:])
     sides = ["--benign", str(tmp_path / "monday.jsonl"), "--second", str(tmp_path / "tuesday.jsonl")]
     assert cli.main(["calibrate", probe, *folder, *sides, "--fpr", "0.05", "-o", probe]) == 0
-    assert cli.main(["evaluate", probe, *folder, "--min-auroc", "0.95"]) == 0
+    page = str(tmp_path / "card.html")
+    assert cli.main(["evaluate", probe, *folder, "--min-auroc", "0.95", "--report", page]) == 0
     assert "AUROC" in capsys.readouterr().out
 
 

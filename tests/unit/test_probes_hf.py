@@ -226,16 +226,19 @@ def test_commands_from_data_to_verified_artifact(
     assert calibrated.manifest.threshold is not None
     assert calibrated.manifest.default_action == "alert"
     card = tmp_path / "judged.safetensors"
-    judged = ["evaluate", artifact, "--model", model_dir, "--data", data]
-    assert run(*judged, "--min-auroc", "0.9", "-o", card) == 0
+    page = tmp_path / "card.html"
+    judged = ["evaluate", artifact, "--model", model_dir, "--data", data, "--quick", "--report", page]
+    assert run(*judged, "--min-auroc", "0.9", "--gate", "-o", card) == 1  # the words give it away
+    assert "Controls that must fail" in page.read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["subject"]["name"] == "cracks"
     assert "recall at 1% FPR" in card.with_suffix(".md").read_text()
-    assert run(*judged, "--min-auroc", "1.1") == 1
+    out = capsys.readouterr()
+    assert "fault: text-words: " in out.out
+    assert out.err == ""
     assert run("verify", card, "--model", model_dir) == 0
     assert run("inspect", card) == 0
     assert run("inspect", card, "--json") == 0
-    out = capsys.readouterr()
-    assert '"name": "cracks"' in out.out
-    assert out.err == ""
+    assert '"name": "cracks"' in capsys.readouterr().out
 
 
 def test_wrong_use_is_one_line_and_writes_nothing(

@@ -8,7 +8,7 @@ import torch
 from probes.hf import Activations
 from probes.organism import Case, cases
 from probes.organism.world import opposite, values_of
-from probes.shipping import traffic
+from probes.shipping import export, traffic
 from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
 from probes.shipping.traffic import Sample
 
@@ -81,3 +81,19 @@ def test_some_cases_have_long_contexts() -> None:
     drawn = traffic.with_long(80, seed=0, split="train")
     assert len(drawn) == 80
     assert sum(len(case.messages) > 4 for case in drawn) == 80 // traffic.LONG_SHARE
+
+
+def test_exported_conversations_carry_what_the_report_card_needs(drawn: list[Case]) -> None:
+    by_condition = {
+        case.condition: case for case in drawn if case.believes_bad or case.condition == "chitchat"
+    }
+    asked, chat = by_condition["incentivised"], by_condition["chitchat"]
+    unknown = traffic.faint(4, seed=0, split="train")[0]
+    found = export.labelled(DECEPTION, [sample(asked, lied=True), sample(chat), sample(unknown)], "test")
+    assert [c.label for c in found] == [1, 0]
+    lie, talk = ((c.model_extra or {}) for c in found)
+    assert lie["contrasts"] == ["within_incentive", "same_belief", "all_traffic"]
+    assert talk["contrasts"] == ["all_traffic"]
+    assert lie["markers"] == {"positive": [opposite(asked.belief or "")], "negative": [asked.belief]}
+    assert "markers" not in talk
+    assert all(c.split == "test" and c.answer_ids == (1, 2, 3) for c in found)

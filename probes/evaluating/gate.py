@@ -1,0 +1,54 @@
+"""From a card to an exit status: what a release must not pass with.
+
+A control or leakage test that could not be computed is a fault too, for a gate that passes because it saw nothing is
+none. `--waive KEY` takes one out, and the card says so.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from probes.errors import DataError
+from probes.evaluating.card import Control, Fault, Leak, NotComputed
+from probes.evaluating.controls import CONTROLS
+
+LEAKS = ("shared-transcripts", "score-filtering", "content-filtering")
+KEYS = (*CONTROLS, *LEAKS)
+
+
+def faults(
+    auroc: float,
+    margin: float,
+    controls: Sequence[Control],
+    leaks: Sequence[Leak],
+    missing: Mapping[str, NotComputed],
+    waived: Collection[str] = (),
+) -> tuple[Fault, ...]:
+    """Everything that speaks against the probe, one line each. auroc: the probe's on the headline contrast."""
+    unknown = sorted(set(waived) - set(KEYS))
+    if unknown:
+        raise DataError(f"{unknown[0]!r} cannot be waived; give one of: {', '.join(KEYS)}")
+    found = [
+        Fault(
+            key=c.key,
+            text=f"{c.name}: AUROC {_known(c.auroc.value)} comes within {margin:g} of the probe's {auroc:.3f}",
+        )
+        for c in controls
+        if c.succeeded
+    ]
+    found += [
+        Fault(key=leak.key, text=f"{leak.name}: {_leak(leak, margin)}") for leak in leaks if leak.failed
+    ]
+    found += [
+        Fault(key=key, text=f"{key} was not computed: {part.reason}; {part.remedy}, or waive it")
+        for key, part in missing.items()
+    ]
+    return tuple(fault for fault in found if fault.key not in waived)
+
+
+def _leak(leak: Leak, margin: float) -> str:
+    if leak.auroc is None:
+        return leak.detail
+    return f"AUROC {_known(leak.auroc.value)} is left, below {0.5 + margin:g}"
+
+
+def _known(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
