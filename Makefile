@@ -13,8 +13,9 @@ setup:  ## build or update .venv, exactly as deploy/local/requirements-cpu.lock 
 demo: setup  ## serve the model that lies and watch the probes catch it (DEMO_ARGS=--once stops by itself)
 	@$(PYTHON_ENV)/probewatch demo $(DEMO_ARGS)
 
-test-tools:  ## Debian's Prometheus, Alertmanager and Chromium, which tests run
+test-tools: setup  ## Debian's Prometheus, Alertmanager and Chromium, which tests run
 	@deploy/local/test-tools
+	@deploy/local/test-triton
 
 test: setup test-tools  ## the whole suite: unit tests first, then those that start a real engine
 	@$(PYTHON_ENV)/python -m pytest $(TEST_ARGS)

@@ -1,4 +1,4 @@
-"""The Triton kernels, in Triton's interpreter: `deploy/local/test-tools` puts Triton beside the environment, because
+"""The Triton kernels, in Triton's interpreter: `deploy/local/test-triton` puts Triton beside the environment, because
 inside it vLLM for CPU would take it for a sign of a GPU. On a machine with one: `pytest tests/kernels`."""
 
 from __future__ import annotations
