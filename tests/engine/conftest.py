@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import pytest
 import tiny
@@ -25,7 +26,7 @@ ENGINE = {
     "max_num_batched_tokens": 256,  # long prompts are split: chunked prefill
     "max_num_seqs": 32,
     "block_size": 32,  # the default of 128 would never hit the prefix cache here
-    "gpu_memory_utilization": 0.3,
+    **machine.MEMORY,
 }
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

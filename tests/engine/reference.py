@@ -12,9 +12,6 @@ from transformers import AutoModelForCausalLM
 
 import probes
 
-TOLERANCE = 1e-4
-"""Largest allowed difference of a score in float32, relative to the standard deviation of the scores."""
-
 
 def reference_states(model: Path, artifacts: list[Path], sequences: list[np.ndarray]) -> list[np.ndarray]:
     """States ``[T, K]`` of every fed token of each sequence (its last token is not fed), in float32."""

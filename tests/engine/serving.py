@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import machine
 import openai
 import requests
 
@@ -119,7 +120,7 @@ def serving(
     command += [part for path in artifacts for part in ("--probe", str(path))]
     command += ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", MODEL]
     command += ["--max-model-len", "2048", "--max-num-seqs", "32", "--block-size", "32"]
-    command += ["--max-num-batched-tokens", "512", "--gpu-memory-utilization", "0.3", *options]
+    command += ["--max-num-batched-tokens", "512", *machine.options(machine.MEMORY), *options]
     with log.open("w") as out:
         process = subprocess.Popen(
             command,

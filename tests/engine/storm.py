@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import machine
 import numpy as np
 import tiny
 
@@ -20,7 +21,7 @@ ENGINE = {
     "block_size": 32,
     "num_gpu_blocks_override": 40,
     "scheduling_policy": "priority",
-    "gpu_memory_utilization": 0.3,
+    **machine.MEMORY,
     "dtype": "float32",
 }
 SPECULATIVE = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}

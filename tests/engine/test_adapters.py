@@ -10,7 +10,8 @@ import pytest
 import tiny
 import torch
 from conftest import Finished, Runner
-from reference import TOLERANCE, check_reconciled, states_of, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, states_of, total, worst_difference
 from safetensors.torch import save_file
 from traffic import mixed
 from transformers import AutoModelForCausalLM

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import Runner, make_subject
-from reference import TOLERANCE, reference_states, worst_difference
+from machine import TOLERANCE
+from reference import reference_states, worst_difference
 from traffic import mixed
 
 ELSEWHERE = ("llama", "qwen2", "qwen3", "gpt2", "opt")

@@ -11,7 +11,8 @@ import steered
 import tiny
 import torch
 from conftest import Finished, Runner, Subject, make_subject
-from reference import TOLERANCE, check_reconciled, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, total, worst_difference
 from test_steering import EARLY, FLOAT32, LATE, vectors
 
 import probes
@@ -69,7 +70,7 @@ def subject(plain: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject
 @pytest.fixture(scope="module")
 def finished(subject: Subject, files: list[Path], run_engine: Runner) -> Finished:
     """Each conversation is continued by a second turn, first with the cache as we leave it, then as vLLM would."""
-    job = {"vectors": list(map(str, files)), "engine": FLOAT32}
+    job = {"vectors": list(map(str, files)), "engine": {**FLOAT32, "async_scheduling": False}}
     first = run_engine(subject.model, subject.probes, [phase(prompts(1)), phase(prompts(2))], **job)
     assert first.status == 0, first.log[-3000:]
     kept, left = ([ids.tolist() for ids in first.sequences(index)[1]] for index in (0, 1))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Finished, Runner
-from reference import TOLERANCE, check_reconciled, reference_states, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, reference_states, total, worst_difference
 
 from monitor.shipped import paths
 from probes.organism import cases, told_a_lie

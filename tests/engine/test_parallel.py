@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import Runner, make_subject
-from reference import TOLERANCE, check_reconciled, reference_states, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, reference_states, worst_difference
 from traffic import mixed
 
 NAMES = ["one-layer", "two-layers", "projection", "cosine"]

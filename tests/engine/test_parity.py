@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Finished, Runner, Subject, make_subject
-from reference import TOLERANCE, check_reconciled, reference_states, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, reference_states, total, worst_difference
 from traffic import mixed
 
 REQUESTS = 240

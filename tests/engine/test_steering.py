@@ -11,7 +11,8 @@ import steered
 import tiny
 import torch
 from conftest import Finished, Runner, Subject, make_subject
-from reference import TOLERANCE, check_reconciled, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, total, worst_difference
 from traffic import mixed
 
 from probes.identity import model_identity

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from conftest import Finished, Runner, Subject, make_subject
-from reference import TOLERANCE, check_reconciled, reference_states, total, worst_difference
+from machine import TOLERANCE
+from reference import check_reconciled, reference_states, total, worst_difference
 from storm import ENGINE, SPECULATIVE
 
 
