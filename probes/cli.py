@@ -1,4 +1,4 @@
-"""The library's command line: train, calibrate, evaluate, inspect, verify.
+"""The library's command line: train, recipes, calibrate, evaluate, inspect, verify.
 
 `monitor.cli` composes these into `probewatch`. What each command does is in `probes.commands`.
 """
@@ -16,6 +16,7 @@ Command = Callable[[argparse.Namespace], int]
 _EXAMPLES: Final = {
     "train": "probewatch train --model ./model --data chats.jsonl --name deception --concept deception "
     "--positive lie --negative honest -o deception.safetensors",
+    "recipes": "probewatch recipes sycophancy -o sycophancy.jsonl",
     "calibrate": "probewatch calibrate deception.safetensors --model ./model --benign monday.jsonl "
     "--second tuesday.jsonl --fpr 0.01 --requests-per-day 20000 -o deception.safetensors",
     "evaluate": "probewatch evaluate deception.safetensors --model ./model --data d.jsonl "
@@ -24,7 +25,8 @@ _EXAMPLES: Final = {
     "verify": "probewatch verify deception.safetensors --model ./model",
 }
 _HELP: Final = {
-    "train": "fit a probe to labelled conversations, its layer and penalty chosen on validation",
+    "train": "fit a probe to labelled conversations, its kind, layer and penalty chosen on validation",
+    "recipes": "ready conversations for a concept: list them, see a card, write the data",
     "calibrate": "set the threshold from benign traffic, and measure the realised false-positive rate",
     "evaluate": "judge a probe on test conversations beside its controls: an HTML report card, a gate for CI",
     "inspect": "print the manifest and the report card of an artifact",
@@ -33,8 +35,9 @@ _HELP: Final = {
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the five commands. Each parsed namespace carries `run`: namespace -> exit status."""
+    """Add the commands. Each parsed namespace carries `run`: namespace -> exit status."""
     _train(_command(subparsers, "train"))
+    _recipes(_command(subparsers, "recipes"))
     _calibrate(_command(subparsers, "calibrate"))
     _evaluate(_command(subparsers, "evaluate"))
     inspect = _command(subparsers, "inspect")
@@ -88,26 +91,48 @@ def _guarded(name: str) -> Command:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     _sources(parser)
-    parser.add_argument("--data", type=Path, help="JSONL with splits train and validation")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--concept", required=True, help="what a high score means, in a word")
-    parser.add_argument("--positive", required=True, help="what label 1 means")
-    parser.add_argument("--negative", required=True, help="what label 0 means")
     parser.add_argument(
-        "--kind", action="append", choices=("logistic", "difference_of_means"), help="default: logistic"
+        "--data", type=Path, help="JSONL; where no line has a split, whole groups are dealt 60/20/20"
+    )
+    parser.add_argument("--recipe", help="a ready recipe instead of --data (see `probewatch recipes`)")
+    parser.add_argument(
+        "--again", type=Path, metavar="PROBE", help="make this one again and compare the tensors"
+    )
+    parser.add_argument("--name")
+    parser.add_argument("--concept", help="what a high score means, in a word")
+    parser.add_argument("--positive", help="what label 1 means")
+    parser.add_argument("--negative", help="what label 0 means")
+    parser.add_argument(
+        "--kind",
+        action="append",
+        help="fit to try, may be repeated; all: each that needs no more than labels (default: logistic and "
+        "difference_of_means)",
     )
     parser.add_argument(
-        "--layers", type=_numbers, help="blocks to try, e.g. 3,4,5 (default: all but the last)"
+        "--layers", type=_layers, help="blocks to try, e.g. 3,4,3+4 (default: each but the last)"
     )
     parser.add_argument(
-        "--tokens", default="answer", choices=("answer", "last-prompt", "last-prompt+answer", "all")
+        "--tokens", help="answer, all, last-prompt, last-5-prompt, last-prompt+answer (default: answer)"
     )
-    parser.add_argument("--aggregation", default="mean", help="mean, max, last or ema:ALPHA (default: mean)")
+    parser.add_argument(
+        "--aggregation", help="mean, max, last, ema:ALPHA, cusum:REFERENCE .. (default: that of the kind)"
+    )
     parser.add_argument("--min-tokens", type=int, default=1, help="tokens before a live alert may latch")
     parser.add_argument(
         "--regularisation", type=_floats, default=(0.001, 0.03, 1.0), help="values of C to try"
     )
+    parser.add_argument(
+        "--pooled", action="store_true", help="linear fits see the mean row of a conversation"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="fits of each kind and layer (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, redraws and fits (default: 0)")
     _out(parser)
+
+
+def _recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="of a recipe, to see its card")
+    parser.add_argument("-o", "--out", type=Path, help="write its conversations as JSONL")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
 
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
@@ -173,8 +198,8 @@ def _out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="artifact to write (.safetensors)")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted({int(part) for part in text.split(",")}))
+def _layers(text: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(sorted({int(layer) for layer in part.split("+")})) for part in text.split(","))
 
 
 def _floats(text: str) -> tuple[float, ...]:

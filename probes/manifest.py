@@ -19,6 +19,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 from probes.errors import ManifestInvalid
 from probes.fields import Count, Digest, Finite, Label, Name, Position, Record, Scoring, Share
 from probes.method import Aggregation as Aggregation  # a part of the manifest, with a file of its own
+from probes.plan import Made
 
 SCHEMA_VERSION: Final = 1
 
@@ -144,6 +145,8 @@ class TrainingData(Record):
     n_negative: Count
     source: Annotated[str, Field(max_length=2000, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
     """One line: where they come from."""
+    made: Made | None = None
+    """How the probe was made, so that it can be made again; None where it was made otherwise."""
 
 
 class ProbeManifest(Record):

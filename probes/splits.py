@@ -77,7 +77,7 @@ def deal(conversations: Sequence[Conversation], *, seed: int) -> list[Conversati
 def check_uncut(**named: Sequence[Conversation]) -> None:
     """Raise `SplitLeak` where two sides hold the same conversation, whole or cut at different tokens.
 
-    That is what a split by token looks like: rows with one prompt whose answers begin alike.
+    That is what a split by token looks like: rows with one prompt whose answers begin with the same words.
     """
     by_prompt: dict[tuple[tuple[str, str], ...], list[tuple[str, str, str]]] = defaultdict(list)
     for side, chats in named.items():
@@ -89,13 +89,18 @@ def check_uncut(**named: Sequence[Conversation]) -> None:
         for answer, side, name in sorted(answers):
             while begun and not answer.startswith(begun[-1][0]):
                 begun.pop()
-            for _, other, first in begun:
-                if other != side:
+            for beginning, other, first in begun:
+                if other != side and _at_a_word(answer, len(beginning)):
                     raise SplitLeak(
                         f"{first!r} in {other} and {name!r} in {side} are one conversation, whole or cut at another "
                         "token; give each conversation once, and split by group"
                     )
             begun.append((answer, side, name))
+
+
+def _at_a_word(text: str, cut: int) -> bool:
+    """Whether `text` may be cut there: two answers that begin with `a` and `are` are not one."""
+    return not text[max(0, cut - 1) : cut + 1].isalnum() or cut in (0, len(text))
 
 
 def _dealt(n: int) -> list[Split]:

@@ -27,8 +27,10 @@ from probes.probe import Probe
 from probes.shipping.build import Bench, write
 from probes.shipping.recipes import BOTH, HONEST_CONDITIONS, MEAN
 from probes.shipping.traffic import Sample
+from probes.training import Setting
 
 SCALES: Final = (0.5, 1.0, 2.0, 4.0)
+ALL_ROWS: Final = 1 << 40
 N_VALIDATION: Final = 120
 N_TEST: Final = 400
 MAX_ACCURACY_LOSS: Final = 0.02
@@ -102,9 +104,8 @@ def _asked(n: int, seed: int, split: str) -> list[Case]:
 def _direction(bench: Bench, source: str, layer: int) -> Tensor:
     """[d] mean residual of honest answers minus that of lies, over the last prompt token and the answer."""
     kept = [s for s in bench.traffic.fit if s.case.known and SOURCES[source](s)]
-    rows = training.token_rows([s.found for s in kept], [int(not s.lied) for s in kept], BOTH, (layer,))
-    honest, lying = training.class_means(rows)
-    return torch.from_numpy(honest - lying).float()
+    means = Setting("difference_of_means", (layer,), BOTH, BOTH, MEAN, max_rows=ALL_ROWS)
+    return training.fit(means, [s.found for s in kept], [int(not s.lied) for s in kept])["weight"][0]
 
 
 def _measured(bench: Bench, layer: int, direction: Tensor, scale: float) -> dict[str, JsonValue]:

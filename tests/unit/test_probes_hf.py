@@ -324,3 +324,77 @@ def test_a_stop_needs_the_statistic_that_a_stop_acts_on(
     artifact = testing.write_artifact(tmp_path / "p.safetensors", statistic="final")
     assert run("calibrate", artifact, "--benign", "absent", "--action", "stop", "-o", artifact) == 1
     assert "running_sup" in capsys.readouterr().err
+
+
+def test_a_probe_is_made_again_from_its_manifest(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No split is declared: whole groups are dealt, and the plan says by which seed.
+    rows = [{**row, "split": None, "group": f"g{i // 2}"} for i, row in enumerate(labelled_rows(60))]
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    first, second = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
+    told = ["--name", "p", "--concept", "cracks", "--positive", "cracked", "--negative", "sound"]
+    given = ["train", "--model", model_dir, "--data", data]
+    swept = ["--layers", "1,1+2", "--seeds", "2", "--seed", "3", "--tokens", "last-2-prompt+answer"]
+    assert run(*given, *told, *swept, "-o", first) == 0
+    manifest = probes.load(first).manifest
+    assert manifest.training is not None
+    assert manifest.training.made is not None
+    assert manifest.training.made.plan.seed == 3
+    assert manifest.training.split == "train (groups dealt 60%/20%/20%, seed 3)"
+    assert manifest.token_mask == TokenMask(prompt="last_k", last_k=2)
+    assert set(manifest.metrics["layer_profile"]) == {"1", "1+2"}  # type: ignore[arg-type]
+    assert first.with_suffix(".profile.svg").read_bytes().startswith(b"<?xml")
+    assert run(*given, "--again", first, "-o", second) == 0
+    assert "the same tensors" in capsys.readouterr().out
+    assert probes.load(second).manifest.tensors_sha256 == manifest.tensors_sha256
+    assert run("train", "--model", model_dir, "--data", jsonl(tmp_path / "e.jsonl", rows[2:]), "--again", first,
+               "-o", second) == 2  # fmt: skip
+    assert "give the same" in capsys.readouterr().err
+    other = testing.write_artifact(tmp_path / "fake.safetensors")
+    assert run(*given, "--again", other, "-o", second) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_a_recipe_trains_with_nothing_but_a_model_and_its_data_can_be_collected_first(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = tmp_path / "p.safetensors", tmp_path / "d.jsonl"
+    assert run("recipes") == 0
+    assert run("recipes", "defection") == 0
+    assert "## defection" in capsys.readouterr().out
+    common = ["--kind", "difference_of_means", "--layers", "1", "--seeds", "1", "-o", out]
+    assert run("train", "--recipe", "defection", "--model", model_dir, *common) == 0
+    manifest = probes.load(out).manifest
+    assert (manifest.name, manifest.concept) == ("defection", "defection")
+    assert run("train", "--again", out, "--model", model_dir, "-o", tmp_path / "q.safetensors") == 0
+    assert run("recipes", "defection", "-o", data) == 0
+    chats = dataset.read(data)
+    assert {chat.split for chat in chats} == {"train", "validation", "test"}
+    assert run("train", "--recipe", "defection", *common) == 2
+    assert "give --model" in capsys.readouterr().err
+    assert run("train", "--model", model_dir, "--data", data, *common) == 2
+    assert "--name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--seeds", "0"], "--seeds: "),
+        (["--regularisation=-1"], "--regularisation: "),
+        (["--kind", "tarot"], "difference_of_means"),
+        (["--tokens", "some"], "last-5-prompt"),
+        (["--recipe", "peace"], "sycophancy"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    out = tmp_path / "p.safetensors"
+    told = ["--name", "p", "--concept", "c", "--positive", "a", "--negative", "b", "-o", out]
+    data = jsonl(tmp_path / "d.jsonl", labelled_rows(9))
+    assert run("train", "--model", model_dir, "--data", data, *told, *more) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [data]

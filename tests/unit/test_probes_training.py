@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import probes
-from probes import calibration, controls, evaluation, manifest, training
+from probes import calibration, controls, evaluation, fitting, manifest, training
+from probes.fitting import linear
 from probes.hf import Activations
 from probes.manifest import Aggregation, TokenMask
 from probes.testing import fake_manifest
@@ -67,28 +68,19 @@ def test_logistic_gives_log_odds() -> None:
     g = np.random.default_rng(0)
     y = np.arange(4000) % 2
     x = g.normal(size=(4000, 1)) + 2.0 * y[:, None]
-    rows = training.Rows(x, y, np.ones(4000))
-    weight, bias = training.fit_logistic(rows, regularisation=1e3)
+    rows = linear.Rows(x, y, np.ones(4000))
+    weight, bias = linear.fit_logistic(rows, regularisation=1e3)
     assert weight[0] == pytest.approx(2.0, abs=0.15)
     assert bias == pytest.approx(-2.0, abs=0.2)
 
 
 def test_difference_of_means_is_zero_halfway() -> None:
-    rows = training.Rows(
+    rows = linear.Rows(
         np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 2.0]]), np.array([0, 0, 1]), np.array([1.0, 1.0, 2.0])
     )
-    weight, bias = training.fit_difference_of_means(rows)
+    weight, bias = linear.fit_difference_of_means(rows)
     assert weight.tolist() == [3.0, 2.0]
     assert weight @ np.array([2.5, 1.0]) + bias == pytest.approx(0.0)
-
-
-def test_long_conversations_and_large_classes_weigh_no_more() -> None:
-    hidden = [torch.zeros(10, 1, 1), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1)]
-    found = [Activations((0,), h, 0, 1) for h in hidden]
-    rows = training.token_rows(found, [1, 0, 0], MASK, (0,))
-    assert len(rows.x) == 9 + 1 + 1
-    assert rows.weight[rows.y == 1].sum() == pytest.approx(rows.weight[rows.y == 0].sum())
-    assert rows.weight.sum() == pytest.approx(3.0)
 
 
 def test_sweep_finds_the_layer_that_knows() -> None:
@@ -105,11 +97,13 @@ def test_sweep_finds_the_layer_that_knows() -> None:
 
 
 def test_thinned_rows_are_drawn_from_both_classes() -> None:
-    rows = training.token_rows(*planted(200, shift=1.0, seed=0), MASK, (1,))
-    fewer = training.thinned(rows, 100)
+    found, labels = planted(200, shift=1.0, seed=0)
+    options = setting("logistic").options
+    rows = linear.rows_of(fitting.token_rows(found, MASK, (1,)), np.asarray(labels), options)
+    fewer = linear.thinned(rows, 100)
     assert len(fewer.x) == len(fewer.y) == len(fewer.weight) == 100
     assert 0.3 < fewer.y.mean() < 0.7
-    assert training.thinned(rows, 10_000) is rows
+    assert linear.thinned(rows, 10_000) is rows
 
 
 def test_two_layers_are_one_score() -> None:
@@ -125,12 +119,13 @@ def test_two_layers_are_one_score() -> None:
 def test_unusable_rows_are_refused(labels: list[int], poison: float, words: str) -> None:
     hidden = torch.full((5, 1, 2), poison)
     with pytest.raises(probes.DataError, match=words):
-        training.token_rows([Activations((0,), hidden, 0, 1)] * 2, labels, MASK, (0,))
+        training.fit(setting("logistic", (0,)), [Activations((0,), hidden, 0, 1)] * 2, labels)
 
 
 def test_unknown_kind_is_refused() -> None:
+    found, labels = planted(4, shift=1.0, seed=0)
     with pytest.raises(probes.DataError, match="difference_of_means"):
-        training.fitter("tarot")
+        training.fit(setting("tarot"), found, labels)
 
 
 @given(st.integers(1, 400), st.sampled_from([0.5, 0.1, 0.05, 0.01]), st.integers(0, 99))
