@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fuzz storm soak walkthrough compat organism probes clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,9 +28,11 @@ lint: setup  ## ruff, mypy, and generated files that are stale
 	@$(PYTHON_ENV)/ruff format --check .
 	@$(PYTHON_ENV)/mypy
 	@$(PYTHON_ENV)/python -m grafana --check
+	@$(PYTHON_ENV)/python -m deploy.pages --check
 
-dashboards: setup  ## write Grafana's dashboards and Prometheus' rules again from their sources
+dashboards: setup  ## write Grafana's dashboards, Prometheus' rules and docs/metrics.md from their sources
 	@$(PYTHON_ENV)/python -m grafana
+	@$(PYTHON_ENV)/python -m deploy.pages
 
 rules-check: setup test-tools  ## promtool on the rules, their tests and every query of the dashboards
 	@promtool check rules --lint=all --lint-fatal deploy/prometheus/rules.yml
@@ -55,6 +57,9 @@ host-bench: setup  ## host work of one engine step at 256 running requests and 8
 
 swap-bench: setup  ## gaps between tokens while probes are attached, changed and detached
 	@$(PYTHON_ENV)/python -m bench.swap $(SWAP_ARGS)
+
+fleet-bench: setup  ## a hundred exporters and one real Prometheus: series, bytes, memory, time
+	@$(PYTHON_ENV)/python -m bench.fleet $(FLEET_ARGS)
 
 fuzz: setup  ## a million broken artifacts (FUZZ_CASES, FUZZ_SEED)
 	@FUZZ_CASES=$${FUZZ_CASES:-1000000} $(PYTHON_ENV)/python -m pytest -q -s tests/unit/test_artifact_fuzz.py

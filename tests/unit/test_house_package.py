@@ -83,15 +83,6 @@ def lock_faults(lock: str, wanted: Iterable[str]) -> list[str]:
     return faults
 
 
-def broken_links(page: Path, text: str) -> list[str]:
-    """Links of a Markdown page to local files that do not exist; fenced code is no page."""
-    prose = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)
-    links = re.findall(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)", prose)
-    links += re.findall(r"""(?:src|href)=["']([^"']+)["']""", prose)
-    local = [link for link in links if not re.match(r"[a-z][a-z0-9+.-]*:|#|//", link)]
-    return [link for link in local if not (page.parent / link.partition("#")[0]).exists()]
-
-
 def make_targets(makefile: str) -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, flags=re.MULTILINE))
 
@@ -138,19 +129,6 @@ def test_the_lock_is_exact_and_covers_the_project() -> None:
 )
 def test_a_faulty_lock_is_caught(lock: str, fault: str) -> None:
     assert any(fault in found for found in lock_faults(lock, ["numpy>=1.26"]))
-
-
-def test_documents_link_to_what_exists() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    broken = {
-        str(page.relative_to(ROOT)): broken_links(page, page.read_text(encoding="utf-8")) for page in pages
-    }
-    assert {page: links for page, links in broken.items() if links} == {}
-
-
-def test_a_broken_link_is_caught() -> None:
-    text = "[a](no.md#x) [b](https://a.b) [c](#here) [d](LICENSE)\n```\n[e](code.md)\n```\n<img src='no.svg'>"
-    assert broken_links(ROOT / "README.md", text) == ["no.md#x", "no.svg"]
 
 
 def test_the_make_targets_and_their_scripts() -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsPartialSuccess,
-    ExportLogsServiceRequest,
     ExportLogsServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 
@@ -26,78 +21,11 @@ from monitor.errors import ConfigurationError
 from monitor.frontend import Frontend
 from monitor.otlp import headers_of, open_otlp
 from tests.unit.monitor_fakes import alerting, column, make_frontend, make_probe, summed
+from tests.unit.otlp_collector import Collector, accept, plain
 from tests.unit.test_monitor_records import PROMPT, SCORES, record_of
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SINKS = ("otlp_logs", "otlp_traces")
-
-
-class Collector:
-    """An OTLP/HTTP receiver. ``answer``: status and body for each path; a test may replace it."""
-
-    def __init__(self) -> None:
-        self.logs: list[ExportLogsServiceRequest] = []
-        self.traces: list[ExportTraceServiceRequest] = []
-        self.headers: list[dict[str, str]] = []
-        self.answer: Callable[[str], tuple[int, bytes]] = accept
-        self.posts: list[str] = []
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.posts.append(self.path)
-                receiver.headers.append(dict(self.headers))
-                status, reply = receiver.answer(self.path)
-                if status == 200 and self.path == "/v1/logs":
-                    receiver.logs.append(ExportLogsServiceRequest.FromString(body))
-                elif status == 200 and self.path == "/v1/traces":
-                    receiver.traces.append(ExportTraceServiceRequest.FromString(body))
-                self.send_response(status)
-                if status in (301, 307):
-                    self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", str(len(reply)))
-                self.end_headers()
-                with contextlib.suppress(ConnectionError):
-                    self.wfile.write(reply)
-
-            do_GET = do_POST
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing on the screen."""
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def events(self) -> list[dict[str, Any]]:
-        records = [
-            r for m in self.logs for rl in m.resource_logs for sl in rl.scope_logs for r in sl.log_records
-        ]
-        return [
-            {"event": r.event_name, "trace": r.trace_id.hex(), "span": r.span_id.hex(), **plain(r)}
-            for r in records
-        ]
-
-    def spans(self) -> list[Any]:
-        return [s for m in self.traces for rs in m.resource_spans for ss in rs.scope_spans for s in ss.spans]
-
-
-def accept(path: str) -> tuple[int, bytes]:
-    return 200, b""
-
-
-def plain(message: Any) -> dict[str, Any]:
-    """Attributes by name."""
-    found = {}
-    for pair in message.attributes:
-        kind = pair.value.WhichOneof("value")
-        value = getattr(pair.value, kind)
-        found[pair.key] = [v.string_value for v in value.values] if kind == "array_value" else value
-    return found
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The bare-metal road: everything on one machine, from the distribution's packages."""
