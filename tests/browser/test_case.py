@@ -86,6 +86,7 @@ def test_the_highest_tokens_are_listed_and_lead_to_their_place(filled: Site, vis
     scores = filled.state.engines.recent.of("one")[0].states[1:, 0]
     best = [int(i) + 1 for i in scores.argsort()[::-1][:6]]
     buttons = page.locator(".highest button")
+    expect(buttons).to_have_count(6)
     assert [int(text) for text in buttons.locator("small").all_inner_texts()] == best
     buttons.nth(1).click()
     expect(page.locator(".tokens .cursor")).to_have_attribute("data-i", str(best[1]))

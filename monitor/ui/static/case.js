@@ -1,6 +1,7 @@
 /** From the body of `GET /requests/{id}` to columns: what the views read. */
 
 const REACH = 0.95;
+const RARE = 0.02;
 
 /** All sequences of a response. `facts`: body of `GET /probes`, for action, kind and benign spread. */
 export function readCase(body, facts = []) {
@@ -81,17 +82,25 @@ function readProbe(name, said, fact) {
  * counted tokens' distance from the centre, and at least the benign interquartile range, so that a benign
  * generation does not look as if it burnt. */
 function scaleOf(probe) {
-  const every = [...probe.scores].filter(Number.isFinite);
+  const every = [...probe.scores].filter(Number.isFinite).sort((a, b) => a - b);
   const inside = [...probe.scores].filter((score, i) => Number.isFinite(score) && !probe.masked[i]);
-  const counted = (inside.length ? inside : every).sort((a, b) => a - b);
-  const centre = probe.threshold ?? counted[Math.floor(counted.length / 2)] ?? 0;
+  const counted = inside.length ? inside.sort((a, b) => a - b) : every;
+  const at = (sorted, share) => sorted[Math.round(share * (sorted.length - 1))];
+  const centre = probe.threshold ?? at(counted, 0.5) ?? 0;
   const distances = counted.map((score) => Math.abs(score - centre)).sort((a, b) => a - b);
-  const reach = distances[Math.floor(REACH * (distances.length - 1))] ?? 0;
   return {
     centre,
-    spread: Math.max(reach, probe.fact?.benign_iqr ?? 0) || 1,
-    lowest: Math.min(centre, counted[0] ?? centre),
-    highest: Math.max(centre, counted[counted.length - 1] ?? centre),
+    spread: Math.max(at(distances, REACH) ?? 0, probe.fact?.benign_iqr ?? 0) || 1,
+    ...rangeOf(centre, counted, every, at),
+  };
+}
+
+/** What a chart has to hold: all that counts, and what is masked but for its rarest (a first token lies far out). */
+function rangeOf(centre, counted, every, at) {
+  if (!every.length) return { lowest: centre, highest: centre };
+  return {
+    lowest: Math.min(centre, counted[0], at(every, RARE)),
+    highest: Math.max(centre, counted[counted.length - 1], at(every, 1 - RARE)),
   };
 }
 

@@ -118,6 +118,14 @@ function summary(sequence, probe) {
   );
 }
 
+/** Whether the bars at the right end, where the name of the line stands, go up. */
+function endsAbove(probe) {
+  const end = probe.scores
+    .slice(-Math.ceil(probe.scores.length * 0.12))
+    .filter((score) => !Number.isNaN(score));
+  return end.filter((score) => score > probe.centre).length > end.length / 2;
+}
+
 function labels(sequence, probe) {
   const length = probe.scores.length;
   const y = heightOf(probe);
@@ -127,14 +135,9 @@ function labels(sequence, probe) {
     if (top !== null) label.style.top = `${top}%`;
     return label;
   };
-  const found = [
-    at(
-      "mark-threshold",
-      `${probe.threshold === null ? "median" : "threshold"} ${number(probe.centre)}`,
-      null,
-      y(probe.centre),
-    ),
-  ];
+  const line = `${probe.threshold === null ? "median" : "threshold"} ${number(probe.centre)}`;
+  const side = endsAbove(probe) ? "mark-threshold under-line" : "mark-threshold";
+  const found = [at(side, line, null, y(probe.centre))];
   if (probe.highest > probe.centre)
     found.push(at("mark-high", number(probe.highest), null, y(probe.highest)));
   if (probe.lowest < probe.centre) found.push(at("mark-low", number(probe.lowest), null, y(probe.lowest)));

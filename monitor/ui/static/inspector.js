@@ -47,7 +47,7 @@ function row(probe, i, isChosen) {
   }
   const level = heat(probe, score);
   const side = level > 0 ? "over" : "under";
-  const note = probe.masked[i] ? "not counted (masked)" : i === probe.peak ? "peak" : "";
+  const note = probe.masked[i] ? "masked" : i === probe.peak ? "peak" : "";
   return el(
     "tr",
     properties,

@@ -6,17 +6,13 @@ import { number } from "./text.js";
 
 /** `pick()`: the card was chosen. */
 export function card(probe, chosen, pick) {
-  const sign = probe.threshold === null ? "" : probe.flagged ? " > " : " \u2264 ";
   const verdict = el(
     "span",
     { class: "card-score" },
     number(probe.score),
-    probe.threshold === null
-      ? el("small", {}, " uncalibrated")
-      : el("small", {}, `${sign}${number(probe.threshold)}`),
+    el("small", {}, comparison(probe)),
   );
-  const action =
-    probe.fact === null ? "not attached now" : probe.observes ? "only observes" : probe.fact.action;
+  const action = actionOf(probe);
   const flagged = probe.flagged && !probe.observes;
   const said = flagged ? `flagged · ${action}` : probe.flagged ? `crossed · ${action}` : action;
   return el(
@@ -41,6 +37,17 @@ export function card(probe, chosen, pick) {
     verdict,
     probe.scores.length ? drawing(probe) : null,
   );
+}
+
+function comparison(probe) {
+  if (probe.threshold === null) return "";
+  return `${probe.flagged ? " > " : " \u2264 "}${number(probe.threshold)}`;
+}
+
+function actionOf(probe) {
+  if (probe.threshold === null) return "uncalibrated";
+  if (probe.fact === null) return "not attached now";
+  return probe.observes ? "only observes" : probe.fact.action;
 }
 
 /** Buttons for the keys that jump. */

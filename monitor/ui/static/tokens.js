@@ -41,7 +41,7 @@ export function makeTokens(sequence, { hovered, picked }) {
       element.classList.toggle("walked", i !== null);
       if (i === null) return;
       spans[i].classList.add("cursor");
-      if (scroll) spans[i].scrollIntoView({ block: "center" });
+      if (scroll && !inSight(spans[i])) spans[i].scrollIntoView({ block: "center" });
     },
     get cursor() {
       return cursor;
@@ -62,6 +62,13 @@ export function makeTokens(sequence, { hovered, picked }) {
     picked(next, true);
   });
   return view;
+}
+
+/** Whether a token stands clear of what sticks to the edges. */
+function inSight(span) {
+  const box = span.getBoundingClientRect();
+  const below = matchMedia("(min-width: 1181px)").matches ? innerHeight - 60 : innerHeight * 0.6;
+  return box.height > 0 && box.top > 240 && box.bottom < below;
 }
 
 function makeSpan(token, i) {
