@@ -13,6 +13,7 @@ from typing import Final
 from probes import dataset
 from probes.dataset import Conversation, Split
 from probes.errors import DatasetInvalid, SplitLeak
+from probes.manifest import ProbeManifest
 
 SHARES: Final[Mapping[Split, float]] = {"train": 0.6, "validation": 0.2, "test": 0.2}
 """Of the groups, where the data set declares no splits."""
@@ -46,6 +47,18 @@ def sides(conversations: Sequence[Conversation], *, seed: int) -> Sides:
     check_uncut(train=train, validation=validation, test=test)
     dealt = "/".join(f"{share:.0%}" for share in SHARES.values())
     return Sides(train, validation, test, "declared" if declared else f"groups dealt {dealt}, seed {seed}")
+
+
+def as_trained(conversations: Sequence[Conversation], manifest: ProbeManifest) -> list[Conversation]:
+    """The conversations, dealt as they were to train the probe where they declare no split.
+
+    Without it, what the probe was fitted to would pass for unseen.
+    """
+    made = None if manifest.training is None else manifest.training.made
+    declared = any(chat.split is not None for chat in conversations)
+    if declared or made is None or dataset.digest(conversations) != made.data_digest:
+        return list(conversations)
+    return deal(conversations, seed=made.plan.seed)
 
 
 def deal(conversations: Sequence[Conversation], *, seed: int) -> list[Conversation]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from probes import dataset, report
+from probes import dataset, report, splits
 from probes.atomic import write_text
 from probes.dataset import Conversation
 from probes.errors import DataError
@@ -27,7 +27,7 @@ def evaluate(options: argparse.Namespace) -> int:
     probe = load(options.probe)
     source, chats = Sources(options.model, options.activations).open(options.data)
     check_binding(probe.manifest, source.identity)
-    bench = stand(probe, source, chats, options)
+    bench = stand(probe, source, splits.as_trained(chats, probe.manifest), options)
     card = protocol.evaluate(
         bench,
         protocol.Options(

@@ -11,14 +11,20 @@ from probes.errors import DataError
 from probes.fitting import FITTERS, Options
 from probes.hf import Activations
 from probes.manifest import ProbeManifest, revise
+from probes.plan import Made
 from probes.probe import Probe
 
 PENALTY: Final = 0.03
-"""Inverse strength C: an artifact does not say its own, and controls on few conversations must not overfit."""
+"""Inverse strength C where an artifact does not say its own; controls on few conversations must not overfit."""
 
 
 def fitter_name(manifest: ProbeManifest) -> str:
-    """The entry of `FITTERS` that gives such a probe. `DataError` where none takes labels of 0 and 1 alone."""
+    """The entry of `FITTERS` that gave such a probe, or gives one like it. `DataError` where none takes labels of 0 and
+    1 alone.
+    """
+    made = _made(manifest)
+    if made is not None and made.chosen.kind in FITTERS:
+        return made.chosen.kind
     fits = [
         name
         for name, f in FITTERS.items()
@@ -30,6 +36,10 @@ def fitter_name(manifest: ProbeManifest) -> str:
             f"kind {manifest.kind!r} ({manifest.scoring}) cannot be fitted again from labels of 0 and 1 alone"
         )
     return (alike or fits)[0]
+
+
+def _made(manifest: ProbeManifest) -> Made | None:
+    return None if manifest.training is None else manifest.training.made
 
 
 def refit(
@@ -44,9 +54,10 @@ def refit(
     """The probe's kind, tokens and rule fitted to those conversations, at its own layers or others."""
     manifest = probe.manifest if layers is None else revise(probe.manifest, layers=layers)
     rows = fitting.token_rows(found, manifest.token_mask, manifest.layers, groups)
+    made = _made(manifest)
     options = Options(
-        regularisation=PENALTY,
-        pooled=manifest.aggregation.method == "mean",
+        regularisation=PENALTY if made is None else made.chosen.regularisation,
+        pooled=manifest.aggregation.method == "mean" if made is None else made.chosen.pooled,
         aggregation=manifest.aggregation,
     )
     tensors = fitting.fit(fitter_name(manifest), rows, np.asarray(labels), options, seed)

@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 import requests
-from serving import Server, probewatch, serving
+from serving import MODEL, Server, probewatch, serving
 
 from monitor.shipped import paths
 from probes.organism import cases, told_a_lie
@@ -383,3 +383,33 @@ def test_a_flagged_generation_is_an_alert_an_event_and_a_row_without_text(server
         assert b"Zanzibar" not in part.read_bytes()
     assert server.metric("probewatch_evidence_total", outcome="stored") > 0
     assert server.metric("probewatch_evidence_total", outcome="failed") == 0
+
+
+def test_scores_of_real_traffic_calibrate_the_probe_that_gave_them(server: Server, tmp_path: Path) -> None:
+    server.settle()
+    assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+    try:
+        asked = [case.messages for case in cases(24, seed=77, split="test", conditions=("plain", "audited"))]
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda messages: _answer(server, messages), asked))
+        server.settle()
+        told = {reply: server.get(f"requests/{reply}")["probes"]["deception"]["score"] for reply in replies}
+        out = tmp_path / "traffic.jsonl"
+        asking = ("record", "deception", "--url", server.url, "--admin-key", KEY, "-o", str(out))
+        assert probewatch(*asking).returncode == 0
+        recorded = {line["id"]: line["score"] for line in map(json.loads, out.read_text().splitlines()[1:])}
+        assert {reply: recorded[reply] for reply in replies} == told
+        probe = tmp_path / "deception.safetensors"
+        options = ("--benign", str(out), "--fpr", "0.1", "--requests-per-day", "1000", "-o", str(probe))
+        done = probewatch("calibrate", str(artifact("deception")), *options)
+        assert done.returncode == 0, done.stderr
+        assert "false flags a day" in done.stdout
+    finally:
+        assert change(server, "DELETE", "/deception").status_code == 200
+
+
+def _answer(server: Server, messages: Any) -> str:
+    reply = server.client().chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, max_tokens=24
+    )
+    return str(reply.id)

@@ -5,8 +5,11 @@ from collections import Counter
 import pytest
 
 import probes
-from probes import splits
+from probes import dataset, splits
 from probes.dataset import Conversation
+from probes.manifest import TrainingData
+from probes.plan import Chosen, Made, Plan
+from probes.testing import fake_manifest
 
 
 def chat(n: int, **fields: object) -> Conversation:
@@ -83,3 +86,18 @@ def test_groups_that_leak_are_refused() -> None:
     chats = [chat(n, group="g", split=("train", "validation")[n // 2]) for n in range(4)]
     with pytest.raises(probes.SplitLeak, match="'g' is in train and in validation"):
         splits.sides(chats, seed=0)
+
+
+def test_data_that_a_probe_was_trained_on_are_dealt_as_then() -> None:
+    chats = [chat(n, group=f"g{n // 2}") for n in range(60)]
+    made = Made(
+        plan=Plan(seed=5),
+        chosen=Chosen(kind="logistic", layers=(1,), regularisation=1.0, pooled=False),
+        data_digest=dataset.digest(chats),
+        versions={},
+    )
+    data = TrainingData(digest="0" * 64, split="train", n_positive=1, n_negative=1, made=made)
+    trained = fake_manifest(training=data)
+    assert splits.as_trained(chats, trained) == splits.deal(chats, seed=5)
+    assert splits.as_trained(chats[2:], trained) == chats[2:]
+    assert splits.as_trained(chats, fake_manifest()) == chats
