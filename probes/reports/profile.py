@@ -18,7 +18,7 @@ def svg(points: Sequence[Point], chosen: Point, name: str) -> bytes:
     layers = list(dict.fromkeys(point.setting.layers for point in points))
     kinds = list(dict.fromkeys(point.setting.kind for point in points))
     with matplotlib.rc_context({"svg.hashsalt": "probewatch", "font.size": 9, "svg.fonttype": "path"}):
-        figure = Figure(figsize=(min(14.0, 4.5 + 0.3 * len(layers)), 3.8), layout="constrained")
+        figure = Figure(figsize=(min(14.0, 6.0 + 0.25 * len(layers)), 3.8), layout="constrained")
         axes: Any = figure.subplots()
         for number, kind in enumerate(kinds):
             own = [point for point in points if point.setting.kind == kind]
@@ -40,7 +40,9 @@ def _furnish(
     lowest = min(min(point.aurocs) for point in points)
     axes.set_ylim(min(0.45, lowest - 0.03), 1.02)
     axes.axhline(0.5, color="0.6", linewidth=0.8)
-    axes.text(len(layers) - 1, 0.505, "chance", ha="right", va="bottom", color="0.5")
+    axes.text(
+        1.0, 0.5, " chance", transform=axes.get_yaxis_transform(), va="center", color="0.5", fontsize=7.5
+    )
     place = layers.index(chosen.setting.layers)
     label = f"chosen: {chosen.setting.kind}, {chosen.mean:.3f}"
     axes.plot([place], [chosen.mean], "o", markersize=11, fillstyle="none", color="black", label=label)
@@ -51,6 +53,4 @@ def _furnish(
     axes.set_ylabel("AUROC on validation")
     axes.set_title(f"{name}: mean and range over {len(chosen.aurocs)} fits", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        frameon=False, loc="lower left", fontsize=7.5, ncols=2 if len(points) > 8 * len(layers) else 1
-    )
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 0.95), fontsize=7.5)
