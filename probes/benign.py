@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from probes.calibration import true_rate
 from probes.errors import CalibrationError, SplitLeak
 from probes.hf import Activations
-from probes.manifest import ProbeManifest
+from probes.manifest import Calibration
 from probes.probe import Probe
 from probes.recorded import Recording
 
@@ -124,7 +124,7 @@ def crossed_after(probe: Probe, track: Track) -> int | None:
 class Outlook:
     """What a calibrated probe will do to benign traffic."""
 
-    manifest: ProbeManifest
+    calibration: Calibration
     first: Benign
     second: Benign
     stops: Sequence[int] | None
@@ -134,20 +134,15 @@ class Outlook:
     @cached_property
     def true_rate(self) -> tuple[float, float]:
         """95% interval of the true rate, from the size of the first set alone."""
-        return true_rate(len(self.first.scores), self.manifest.nominal_fpr or 0.5)
+        return true_rate(len(self.first.scores), self.calibration.nominal_fpr)
 
     @property
     def flags_per_day(self) -> tuple[float, float, float] | None:
         """(expected, low, high) at the user's rate, from the second set and its interval."""
-        c = self.manifest.calibration
-        if self.requests_per_day is None or c is None or c.realised_fpr is None or c.realised_ci is None:
+        c, rate = self.calibration, self.requests_per_day
+        if rate is None or c.realised_fpr is None or c.realised_ci is None:
             return None
-        low, high = c.realised_ci
-        return (
-            self.requests_per_day * c.realised_fpr,
-            self.requests_per_day * low,
-            self.requests_per_day * high,
-        )
+        return rate * c.realised_fpr, rate * c.realised_ci[0], rate * c.realised_ci[1]
 
     def figures(self) -> dict[str, JsonValue]:
         """For `manifest.metrics["benign_traffic"]`."""

@@ -1,6 +1,7 @@
 """`probewatch calibrate`: a threshold from the user's own benign traffic, and what it will flag of it."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Final
 from probes import benign, calibration, dataset, recorded, report
 from probes.benign import Benign, Outlook
 from probes.dataset import Conversation
-from probes.errors import CalibrationError, DatasetInvalid
+from probes.errors import CalibrationError, DataError, DatasetInvalid
 from probes.hf import Activations
 from probes.identity import check_binding
 from probes.manifest import ProbeManifest
@@ -25,6 +26,8 @@ def calibrate(options: argparse.Namespace) -> int:
     """Threshold from one benign set, realised false positives on another, both into the manifest."""
     probe = load(options.probe)
     _check_action(probe.manifest, options.action)
+    if options.requests_per_day is not None and not 0 < options.requests_per_day < math.inf:
+        raise DataError(f"--requests-per-day {options.requests_per_day:g}; give a number above 0")
     first, second = _sets(probe, options)
     revised = calibration.calibrated(
         probe.manifest,
@@ -34,14 +37,15 @@ def calibrate(options: argparse.Namespace) -> int:
         action=options.action,
         data_digest=first.digest,
     )
-    known = replace(probe, manifest=revised)
-    outlook = Outlook(revised, first, second, _stops(known, second), options.requests_per_day)
+    known, told = replace(probe, manifest=revised), revised.calibration
+    assert told is not None  # `calibrated` gives one
+    outlook = Outlook(told, first, second, _stops(known, second), options.requests_per_day)
     metrics = {**revised.metrics, "benign_traffic": outlook.figures()}
     written = known.save(options.out, created_at=datetime.now(UTC), metrics=metrics).manifest
     print(report.benign_text(written))
     for line in outlook.lines():
         print(line)
-    if written.calibration is not None and (written.calibration.realised_ci or (0.0,))[0] > options.fpr:
+    if told.realised_ci is not None and told.realised_ci[0] > options.fpr:
         print(
             f"warning: the second set is flagged more often than {options.fpr:g} by more than chance; the two sets "
             "are not of one kind"

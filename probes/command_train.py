@@ -8,9 +8,9 @@ from typing import Final
 
 from pydantic import JsonValue, ValidationError
 
-from probes import atomic, dataset, fitting, hf, splits, sweeps
+from probes import atomic, dataset, fitting, hf, splits, sweeps, training
 from probes.dataset import Conversation
-from probes.errors import DataError, DatasetInvalid
+from probes.errors import DataError, DatasetInvalid, ManifestInvalid
 from probes.manifest import ProbeManifest, TrainingData
 from probes.plan import Chosen, Made, Plan, versions
 from probes.probe import load
@@ -39,6 +39,7 @@ class Task:
 def train(options: argparse.Namespace) -> int:
     """Sweep, choose on validation, write an artifact without a threshold, and a picture of the profile beside it."""
     task = _task(options) if options.again is None else _task_again(options.again)
+    _check(task)
     source, chats = _open(options, task.recipe)
     if task.before is not None:
         _check_same_data(task.before[0], chats)
@@ -53,6 +54,15 @@ def train(options: argparse.Namespace) -> int:
         f"{options.out} has no threshold: calibrate it"
     )
     return 0 if task.before is None else _compare(*task.before, written.tensors_sha256)
+
+
+def _check(task: Task) -> None:
+    """Raise `DataError` for what no manifest can hold, before minutes are spent."""
+    try:
+        for setting in sweeps.settings(task.plan, (0,)):
+            training.check(setting, task.described)
+    except ManifestInvalid as error:
+        raise DataError(str(error)) from None
 
 
 def _task(options: argparse.Namespace) -> Task:
@@ -173,7 +183,7 @@ def _write(
         versions=versions(),
     )
     named = options.data or options.activations
-    training = TrainingData(
+    fitted_to = TrainingData(
         digest=dataset.digest(sides.train),
         split=f"train ({sides.rule})",
         n_positive=sum(labels),
@@ -182,7 +192,7 @@ def _write(
         made=made,
     )
     drawn = picture.svg(points, chosen, str(task.described["name"]))
-    probe = chosen.probe.save(options.out, training=training, metrics=_figures(points))
+    probe = chosen.probe.save(options.out, training=fitted_to, metrics=_figures(points))
     atomic.write_bytes(options.out.with_suffix(".profile.svg"), drawn)
     return probe.manifest
 

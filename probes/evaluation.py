@@ -37,12 +37,17 @@ class Estimate:
 
 
 def statistics(probe: Probe, found: Sequence[Activations]) -> Floats:
-    """[n] the deployed statistic of each conversation. `DataError` where a mask holds no token."""
+    """[n] the deployed statistic of each conversation. `DataError` where a mask holds no token, and for NaN."""
     rule = probe.manifest
     scores = np.array(
         [probe.statistic(probe.token_state(a.at(rule.layers)), a.mask(rule.token_mask)) for a in found]
     )
-    empty = int(np.isnan(scores).sum())
+    empty = sum(not a.mask(rule.token_mask).any() for a in found) if np.isnan(scores).any() else 0
+    if not empty and not np.isfinite(scores).all():
+        raise DataError(
+            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} conversations score NaN or infinity under "
+            f"{rule.name!r}; collect their activations again"
+        )
     if empty:
         raise DataError(
             f"{empty} of {len(scores)} conversations have no token in the mask of {rule.name!r}; widen it"

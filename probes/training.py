@@ -98,7 +98,9 @@ def sweep(
         if key not in fits:
             fits[key] = fit(s, train, labels, groups, seed)
         probe = assemble(
-            _manifest(s, train, describe), fits[key], golden_inputs(train, s.token_mask, s.layers)
+            _manifest(s, train[0].hidden.shape[-1], describe),
+            fits[key],
+            golden_inputs(train, s.token_mask, s.layers),
         )
         trials.append(Trial(s, probe, objective(statistics(probe, validation))))
     return trials
@@ -124,7 +126,12 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: round(trial.objective, 2))
 
 
-def _manifest(s: Setting, train: Sequence[Activations], describe: Mapping[str, object]) -> ProbeManifest:
+def check(setting: Setting, describe: Mapping[str, object]) -> None:
+    """Raise `ManifestInvalid` where no manifest can hold this, whatever is fitted."""
+    kinds.of(_manifest(setting, 1, describe))
+
+
+def _manifest(s: Setting, d_model: int, describe: Mapping[str, object]) -> ProbeManifest:
     fitter = fitting.fitter(s.kind)
     return manifests.build(
         {
@@ -132,7 +139,7 @@ def _manifest(s: Setting, train: Sequence[Activations], describe: Mapping[str, o
             "scoring": fitter.scoring,
             "default_action": "observe",
             "layers": s.layers,
-            "d_model": train[0].hidden.shape[-1],
+            "d_model": d_model,
             "token_mask": s.token_mask,
             "aggregation": s.aggregation,
             "statistic": s.statistic,

@@ -85,9 +85,9 @@ def test_the_outlook_counts_flags_a_day() -> None:
     probe = first_coordinate()
     first, second = traffic(probe, 999, 3), traffic(probe, 500, 4)
     manifest = calibration.calibrated(probe.manifest, first.scores, second.scores, 0.01)
-    outlook = Outlook(manifest, first, second, (4, 6), 10_000)
     found = manifest.calibration
     assert found is not None
+    outlook = Outlook(found, first, second, (4, 6), 10_000)
     assert found.realised_fpr is not None
     assert found.realised_ci is not None
     expected, low, high = outlook.flags_per_day or (0.0, 0.0, 0.0)

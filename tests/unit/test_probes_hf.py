@@ -385,6 +385,8 @@ def test_a_recipe_trains_with_nothing_but_a_model_and_its_data_can_be_collected_
         (["--kind", "tarot"], "difference_of_means"),
         (["--tokens", "some"], "last-5-prompt"),
         (["--recipe", "peace"], "sycophancy"),
+        (["--kind", "difference_of_means", "--aggregation", "attention"], "one of: "),
+        (["--name", "Not A Name"], "field name"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_anything_is_written(

@@ -240,6 +240,8 @@ def flat(scores: Sequence[float], prompt_length: int) -> Activations:
 def test_statistics_take_the_mask_and_refuse_an_empty_one() -> None:
     probe = flat_probe(statistic="final")
     assert evaluation.statistics(probe, [flat([9, 9, 1, 3], 2)]).tolist() == [2.0]
+    with pytest.raises(probes.DataError, match="score NaN"):
+        evaluation.statistics(probe, [flat([9, 9, math.nan, 3], 2)])
     with pytest.raises(probes.DataError, match="1 of 2 conversations"):
         evaluation.statistics(probe, [flat([9, 9, 1], 2), flat([9, 9], 2)])
 
