@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -78,6 +78,9 @@ organism: setup  ## train the model that lies, or another liar (ORGANISM_ARGS="-
 
 probes: setup  ## train, calibrate and report the shipped probes again
 	@$(PYTHON_ENV)/python -m probes.shipping $(PROBES_ARGS)
+
+leaderboard: setup  ## every kind of probe on every organism; writes docs/leaderboard.md and its picture
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m bench.leaderboard $(LEADERBOARD_ARGS)
 
 clean:  ## remove caches and build outputs; .venv stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

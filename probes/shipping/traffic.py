@@ -119,7 +119,7 @@ def record(loaded: LoadedModel, asked: Sequence[Case], name: str) -> list[Sample
         for case, (text, ids) in zip(asked, answers, strict=True)
         if ids and (case.attribute is None or asserted_value(case, text) is not None)
     ]
-    chats = [_conversation(f"{name}-{n}", case, text, ids) for n, (case, text, ids) in enumerate(kept)]
+    chats = [conversation(f"{name}-{n}", case, text, ids) for n, (case, text, ids) in enumerate(kept)]
     layers = range(loaded.identity.n_layers - 1)
     found = activations(loaded, chats, layers, prompt_tail=PROMPT_TAIL)
     return [
@@ -136,7 +136,8 @@ def labelled(
     return [sample for sample, _ in pairs], [y for _, y in pairs]
 
 
-def _conversation(name: str, case: Case, text: str, ids: tuple[int, ...]) -> Conversation:
+def conversation(name: str, case: Case, text: str, ids: tuple[int, ...]) -> Conversation:
+    """A case and its answer. name: the id; ids: tokens of the answer that were fed."""
     turns = [*case.messages, {"role": "assistant", "content": text}]
     return Conversation(
         id=name,

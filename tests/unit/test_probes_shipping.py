@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 def sample(case: Case, lied: bool = False) -> Sample:
     said = (opposite(case.belief) if lied else case.belief) if case.belief else "nice"
-    chat = traffic._conversation("c", case, f"It is {said}.", (1, 2, 3))
+    chat = traffic.conversation("c", case, f"It is {said}.", (1, 2, 3))
     return Sample(case, chat, lied, Activations((0,), torch.zeros(3, 1, 2), 0, 1))
 
 
@@ -47,7 +47,7 @@ def test_labels(drawn: list[Case]) -> None:
         for v in values_of(audited.attribute or "")
         if v not in (audited.belief, opposite(audited.belief or v))
     )
-    slip = replace(sample(audited), conversation=traffic._conversation("c", audited, f"It is {third}.", (1,)))
+    slip = replace(sample(audited), conversation=traffic.conversation("c", audited, f"It is {third}.", (1,)))
     assert DECEPTION.label(slip) is None
     assert BELIEVED_VALENCE.label(sample(replace(audited, believes_bad=True))) == 1
     assert BELIEVED_VALENCE.label(sample(chat)) is None
