@@ -1,8 +1,8 @@
 """``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
 
-Three engines run side by side, one at a time: two stock ones (their ratio is the noise floor) and a
-monitored one. Each round gives all arms the same seed, in an order that rotates. Everything the monitor
-does is inside the measured time: taps, bookkeeping, accounting, verdicts, metrics.
+Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an order
+that rotates. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the measured
+time: taps, bookkeeping, accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
@@ -11,35 +11,34 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from bench.arms import AGAIN, ARMS, STOCK, Arm
+from bench.model import write_model
+from bench.report import Found, draw, table, write_json
+from bench.workload import Workload
 
-from bench.model import write_model, write_probes
-
-ARMS = ("stock", "stock again", "monitored")
-MEASURES = {"tokens_per_second": "throughput", "inter_token_seconds": "inter-token latency"}
+DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
-@dataclass
-class Arm:
-    """A running engine process and what it measured."""
+class Running:
+    """An arm's engine."""
 
-    name: str
-    process: subprocess.Popen[str]
-    rounds: list[dict[str, float]] = field(default_factory=list)
+    def __init__(self, arm: Arm, process: subprocess.Popen[str]) -> None:
+        self.arm = arm
+        self.process = process
 
-    def send(self, line: str) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Writes one line to the process."""
         assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
+        self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
@@ -47,115 +46,134 @@ class Arm:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the {self.name!r} engine ended with status {self.process.wait()}; see --log")
+            raise SystemExit(
+                f"the {self.arm.name!r} engine ended with status {self.process.wait()}; see --log"
+            )
         found: dict[str, Any] = json.loads(line)
         return found
 
 
+def environment(in_process: bool) -> dict[str, str]:
+    """The arms differ by what the arm sets and by nothing that the caller's shell happens to hold."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
+    }
+    return {
+        **inherited,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        "VLLM_USE_AOT_COMPILE": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+
+
 @contextlib.contextmanager
-def running(args: argparse.Namespace, folder: Path) -> Iterator[list[Arm]]:
-    """The three engines, started one after the other."""
-    model = write_model(folder / "model")
-    probes = write_probes(folder, model, args.probes, tuple(args.layers))
-    job = {"model": str(model), **{k: getattr(args, k) for k in ("requests", "tokens_in", "tokens_out")}}
-    arms: list[Arm] = []
-    with args.log.open("w") as log:
+def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
+    """The engines of all arms; side by side they start only where ``--together`` says so."""
+    model = write_model(folder / "model", args.model, args.device)
+    engine = {
+        "max_model_len": max(load.tokens_in + load.tokens_out for load in args.loads) + 16,
+        "max_num_seqs": max(load.requests for load in args.loads),
+        **json.loads(args.engine),
+    }
+    running: list[Running] = []
+    with contextlib.ExitStack() as stack:
         try:
-            for name in ARMS:
-                # The arms differ by what is set here and by nothing that the caller's shell happens to hold.
-                inherited = {
-                    k: v
-                    for k, v in os.environ.items()
-                    if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
-                }
-                environment = {
-                    **inherited,
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                    "VLLM_USE_AOT_COMPILE": "0",
-                    "VLLM_CPU_KVCACHE_SPACE": "1",
-                }
-                if name == "monitored":
-                    environment["PROBEWATCH_PROBES"] = ",".join(map(str, probes))
+            for name in (STOCK, AGAIN, *args.arms):
+                arm = ARMS[name]
+                log = stack.enter_context(args.log.with_suffix(f".{name.replace(' ', '-')}.log").open("w"))
                 process = subprocess.Popen(
                     [sys.executable, "-m", "bench.arm"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
-                    env=environment,
+                    env={**environment(args.in_process), **arm.environment(model, folder)},
                 )
-                arms.append(Arm(name, process))
-                arms[-1].send(json.dumps(job))
-                arms[-1].answer()
-                print(f"{name}: engine up", flush=True)
-            yield arms
+                running.append(Running(arm, process))
+                running[-1].send({"model": str(model.folder), "engine": engine, "steered": arm.steered})
+                if not args.together:
+                    _up(running[-1])
+            if args.together:
+                for one in running:
+                    _up(one)
+            yield running
         finally:
-            for arm in arms:
-                arm.process.kill()
-                arm.process.wait()
+            for one in running:
+                one.process.kill()
+                one.process.wait()
 
 
-def check_arm(name: str, coverage: float | None) -> None:
-    """Ends the benchmark unless the monitored arm scored every token and the stock arms none."""
-    if coverage != (1.0 if name == "monitored" else None):
-        raise SystemExit(
-            f"the {name!r} arm has coverage {coverage}; the benchmark would compare the wrong things"
-        )
+def _up(one: Running) -> None:
+    started = time.perf_counter()
+    one.answer()
+    print(f"{one.arm.name}: engine up ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
-def measure(arms: list[Arm], rounds: int) -> None:
-    """Warms every arm up, then runs paired rounds in rotating order."""
+def check(arm: Arm, coverage: float | None) -> None:
+    """Ends the benchmark unless an arm with probes scored every token and the others none."""
+    if coverage != (1.0 if arm.probes else None):
+        raise SystemExit(f"the {arm.name!r} arm has coverage {coverage}; it would compare the wrong things")
+
+
+def measure(running: list[Running], loads: list[Workload], rounds: int, until: float) -> Found:
+    """Warms every arm up, then runs paired rounds in rotating order, for no longer than ``until``."""
+    found: Found = {load.name: {one.arm.name: [] for one in running} for load in loads}
     for number in range(-1, rounds):
-        for arm in arms[number % 3 :] + arms[: number % 3]:
-            arm.send(str(1000 + number))
-            result = arm.answer()
-            check_arm(arm.name, result.pop("coverage"))
-            if number >= 0:
-                arm.rounds.append(result)
+        if number >= 3 and time.monotonic() > until:
+            print(f"out of time after {number} rounds", flush=True)
+            break
+        turn = number % len(running)
+        for load in loads:
+            for one in running[turn:] + running[:turn]:
+                one.send({"load": astuple(load), "seed": 1000 + number})
+                result = one.answer()
+                check(one.arm, result.pop("coverage"))
+                if number >= 0:
+                    found[load.name][one.arm.name].append(result)
         if number >= 0:
-            shown = ", ".join(f"{arm.name} {arm.rounds[-1]['tokens_per_second']:.0f}" for arm in arms)
+            last = found[loads[0].name]
+            shown = ", ".join(
+                f"{arm} {rounds_[-1]['tokens_per_second']:.0f}" for arm, rounds_ in last.items()
+            )
             print(f"round {number + 1}: tokens/s {shown}", flush=True)
-
-
-def ratio(arms: list[Arm], arm: str, measure_name: str) -> dict[str, float]:
-    """Median of the paired ratios to stock, with a 95% bootstrap interval of that median."""
-    of = {a.name: np.array([r[measure_name] for r in a.rounds]) for a in arms}
-    paired = of[arm] / of["stock"]
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(paired, (10_000, len(paired))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return {"median": float(np.median(paired)), "low": float(low), "high": float(high)}
+    return found
 
 
 def main() -> int:
     """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--tokens-in", type=int, default=64)
-    parser.add_argument("--tokens-out", type=int, default=64)
-    parser.add_argument("--probes", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=35.0, help="stop after it, with what there is")
     parser.add_argument(
-        "--layers", type=int, nargs="+", default=[4, 8], help="0-based blocks that are probed"
+        "--arms", nargs="+", default=list(DEFAULT_ARMS), choices=[a for a in ARMS if a not in (STOCK, AGAIN)]
     )
+    parser.add_argument(
+        "--loads", type=Workload.parse, nargs="+", default=[Workload(32, 64, 64)], metavar="REQUESTSxIN+OUT"
+    )
+    parser.add_argument(
+        "--model", default="134m", choices=("134m", "1b", "8b"), help="size of the random Llama"
+    )
+    parser.add_argument("--device", default="cpu", help="where its weights are drawn")
+    parser.add_argument(
+        "--engine",
+        default='{"max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.15}',
+        help="more arguments of vllm.LLM, as JSON",
+    )
+    parser.add_argument("--in-process", action="store_true", help="front end and engine in one process")
+    parser.add_argument("--together", action="store_true", help="start all engines at once")
+    parser.add_argument("--folder", type=Path, help="keep model and artifacts here")
     parser.add_argument("--json", type=Path, help="write every round and ratio here")
-    parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "probewatch-bench.log")
+    parser.add_argument("--picture", type=Path, help="draw the throughput here (PNG or SVG)")
+    parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "probewatch-bench")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running(args, Path(folder)) as arms:
-        measure(arms, args.rounds)
-    stock = arms[0].rounds
-    for name, label in MEASURES.items():
-        print(f"stock {label}: median {statistics.median(r[name] for r in stock):.4g}")
-    report: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(args).items()}, "ratios": {}}
-    print(f"\nratio to stock, {args.rounds} paired rounds: median [95% interval]")
-    for arm in ARMS[1:]:
-        for name, label in MEASURES.items():
-            found = report["ratios"][f"{arm}: {label}"] = ratio(arms, arm, name)
-            what = "null (stock against stock)" if arm != "monitored" else "monitored"
-            print(f"{what:28s}{label:22s}{found['median']:.4f} [{found['low']:.4f}, {found['high']:.4f}]")
+    until = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
+        found = measure(running, args.loads, args.rounds, until)
+    print(table(found, args.loads))
     if args.json:
-        report["rounds"] = {arm.name: arm.rounds for arm in arms}
-        args.json.write_text(json.dumps(report, indent=2))
+        write_json(args.json, found, {k: str(v) for k, v in vars(args).items()})
+    if args.picture:
+        draw(args.picture, found)
     return 0
 
 

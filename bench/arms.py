@@ -1,0 +1,69 @@
+"""What is compared: stock vLLM, and vLLM with the monitor doing less or more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.model import BenchModel
+
+Layers = Literal["one", "three", "all"]
+STOCK, AGAIN = "stock", "stock again"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the engine."""
+
+    name: str
+    probes: int = 0
+    layers: Layers = "three"
+    monitored: bool = True
+    vector: bool = False
+    """A steering vector is loaded."""
+    steered: bool = False
+    """Every request asks for it, each with a scale of its own."""
+    gated: bool = False
+    """The first probe gates it."""
+
+    def environment(self, model: BenchModel, folder: Path) -> dict[str, str]:
+        """Settings of the engine's process; artifacts are written into ``folder``."""
+        if not self.monitored:
+            return {}
+        layers = tapped(self.layers, model.layers)
+        settings = {"PROBEWATCH_TAP_LAYERS": ",".join(map(str, layers))}
+        if self.probes:
+            files = model.write_probes(folder / self.name.replace(" ", "-"), self.probes, layers, self.gated)
+            settings["PROBEWATCH_PROBES"] = ",".join(map(str, files))
+        if self.vector:
+            settings["PROBEWATCH_VECTORS"] = str(model.write_vector(folder, layers[-1]))
+        return settings
+
+
+def tapped(layers: Layers, depth: int) -> tuple[int, ...]:
+    """0-based blocks; the last one stays out, as it does for shipped probes."""
+    if layers == "all":
+        return tuple(range(depth - 1))
+    if layers == "one":
+        return (depth // 2,)
+    return tuple(depth * part // 4 - 1 for part in (1, 2, 3))
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(STOCK, monitored=False),
+        Arm(AGAIN, monitored=False),
+        Arm("idle"),
+        Arm("1 probe", probes=1, layers="one"),
+        Arm("8 probes", probes=8),
+        Arm("8 probes all layers", probes=8, layers="all"),
+        Arm("64 probes", probes=64),
+        Arm("1000 probes", probes=1000),
+        Arm("1000 probes one layer", probes=1000, layers="one"),
+        Arm("vector loaded", layers="one", vector=True),
+        Arm("steered", layers="one", vector=True, steered=True),
+        Arm("gated", probes=1, layers="one", vector=True, gated=True),
+    )
+}

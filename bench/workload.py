@@ -1,0 +1,86 @@
+"""Traffic of one round, and what is measured while an engine answers it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.model import VOCABULARY
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``requests`` at once, with prompts of random tokens; answers are as long as they may be."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.requests} x ({self.tokens_in} + {self.tokens_out})"
+
+    @classmethod
+    def parse(cls, text: str) -> Workload:
+        """From ``REQUESTSxIN+OUT``."""
+        requests, _, tokens = text.partition("x")
+        tokens_in, _, tokens_out = tokens.partition("+")
+        return cls(int(requests), int(tokens_in), int(tokens_out))
+
+
+def run(llm: Any, load: Workload, seed: int, steered: bool) -> dict[str, float]:
+    """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    engine, rng = llm.llm_engine, np.random.default_rng(seed)
+    begun: dict[str, float] = {}
+    for number in range(load.requests):
+        # Scales too small to change a token: the work is the same as with any other.
+        wish = {"probewatch_steer": f"bench:{(number + 1) * 1e-6:.7f}"} if steered else None
+        params = SamplingParams(
+            max_tokens=load.tokens_out,
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=wish,
+        )
+        name = f"{seed}-{number}"
+        prompt: Any = {"prompt_token_ids": rng.integers(3, VOCABULARY, load.tokens_in).tolist()}
+        begun[name] = time.perf_counter()
+        engine.add_request(name, prompt, params)
+    started, first, last, gaps = min(begun.values()), {}, {}, []
+    for name, now in _tokens(engine):
+        if name in last:
+            gaps.append(now - last[name])
+        else:
+            first[name] = now - begun[name]
+        last[name] = now
+    seconds = max(last.values()) - started
+    llm.reset_prefix_cache()
+    return {
+        "tokens_per_second": load.requests * (load.tokens_in + load.tokens_out) / seconds,
+        "first_token_seconds": float(np.median(list(first.values()))),
+        **(
+            {
+                "inter_token_seconds": float(np.median(gaps)),
+                "inter_token_p99_seconds": float(np.percentile(gaps, 99)),
+            }
+            if gaps
+            else {}
+        ),
+    }
+
+
+def _tokens(engine: Any) -> Iterator[tuple[str, float]]:
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            yield output.request_id, now
