@@ -1,8 +1,8 @@
 """``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
 
-Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an order
-that rotates. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the measured
-time: taps, bookkeeping, accounting, verdicts, metrics.
+Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
+order that rotates. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the
+measured time: taps, bookkeeping, accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
