@@ -1,0 +1,76 @@
+"""The monitor's kernels on this GPU, beside what torch does instead: ``python -m bench.kernels``.
+
+Microseconds of one call, replayed in a CUDA graph, as decodes are; the median of many replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from monitor.kernels.pack import take
+from monitor.kernels.score import plan, score
+from monitor.seam.tap import _tap
+
+CALLS, REPLAYS = 20, 30
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    """Of one call in a graph of ``CALLS``."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            call()
+    times = []
+    for _ in range(REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / CALLS)
+    return sorted(times)[REPLAYS // 2]
+
+
+def main() -> None:
+    """Prints a table of both."""
+    print("| tap: rows x d x columns | torch, us | Triton, us |\n|---|---|---|")
+    none = torch.zeros(0, device="cuda")
+    used = torch.ones(1, dtype=torch.int64, device="cuda")
+    for d in (2048, 4096):
+        for columns in (16, 1000):
+            weight = torch.randn(d, columns, device="cuda")
+            scratch = torch.zeros(plan(d, columns).scratch, device="cuda")
+            for rows in (1, 32, 256, 2048, 8192):
+                x = torch.randn(rows, d, device="cuda").to(torch.bfloat16)
+                out = torch.empty(rows, columns, device="cuda")
+                by_torch = microseconds(lambda: _tap(x, weight, out, none, used, scratch))  # noqa: B023
+                by_triton = microseconds(lambda: score(x, weight, out, none, scratch))  # noqa: B023
+                print(f"| {rows} x {d} x {columns} | {by_torch:.1f} | {by_triton:.1f} |", flush=True)
+    print("\n| taking a step: layers x rows x columns | torch, us | Triton, us |\n|---|---|---|")
+    for layers, rows, columns in ((3, 1, 16), (3, 256, 16), (1, 256, 1000)):
+        scores = torch.randn(layers, 8192, columns, device="cuda")
+        norms = torch.zeros(layers, 0, device="cuda")
+        settled = {
+            "positions": torch.zeros(rows, dtype=torch.int64, device="cuda"),
+            "slots": torch.zeros(rows, dtype=torch.int64, device="cuda"),
+            "starts": torch.zeros(rows + 1, dtype=torch.int32, device="cuda"),
+        }
+
+        def by_clones() -> None:
+            for one in (scores[:, :rows], *settled.values()):  # noqa: B023
+                one.clone()
+            scores.fill_(0)  # noqa: B023
+
+        both = microseconds(by_clones), microseconds(lambda: take(scores, norms, settled, rows, rows))  # noqa: B023
+        print(f"| {layers} x {rows} x {columns} | {both[0]:.1f} | {both[1]:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
