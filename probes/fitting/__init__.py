@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from probes.errors import DataError
-from probes.fitting import linear
+from probes.fitting import classes, concept, contrast, features, gap, lens, linear, network, through
 from probes.fitting.rows import Labels, TokenRows, token_rows
 from probes.fitting.types import Fit, Fitter, LensSource, Options, SaeSource
 from probes.manifest import TokenMask
@@ -37,6 +37,25 @@ __all__ = [
 ]
 
 BEFORE_ANSWERING: Final = TokenMask(prompt="last_k", last_k=1, generated=False)
+QUESTION_AND_ANSWER: Final = TokenMask(prompt="last_k", last_k=1)
+
+EMA: Final = Aggregation(method="ema", alpha=0.1)
+CUSUM: Final = Aggregation(method="cusum", reference=0.0)
+SOFTMAX: Final = Aggregation(method="softmax", temperature=5.0)
+ROLLING_MEAN: Final = Aggregation(method="rolling_mean", window=40)
+MULTIMAX: Final = Aggregation(method="multimax", heads="max_then_sum")
+ATTENTION: Final = Aggregation(method="attention")
+ROLLING_ATTENTION: Final = Aggregation(method="rolling_attention", window=10, heads="sum_then_max")
+FEATURES: Final = Aggregation(method="feature_max")
+CLASSES: Final = Aggregation(method="mean_log_odds")
+LEVEL: Final = Aggregation(method="mean_level")
+GAP: Final = Aggregation(method="gap", belief_tokens=1, min_tokens=2)
+LAST: Final = Aggregation(method="last")
+
+
+def _through(rule: Aggregation) -> Fitter:
+    return Fitter(through.affine(rule), "affine", aggregation=rule, through=True)
+
 
 FITTERS: Final[Mapping[str, Fitter]] = MappingProxyType(
     {
@@ -45,23 +64,48 @@ FITTERS: Final[Mapping[str, Fitter]] = MappingProxyType(
         "difference_of_means": Fitter(linear.on_rows(linear.fit_difference_of_means), "difference_of_means"),
         "mass_mean": Fitter(linear.on_rows(linear.fit_mass_mean), "mass_mean"),
         "lda": Fitter(linear.on_rows(linear.fit_lda), "lda"),
-        "cusum": Fitter(
-            linear.on_rows(linear.fit_logistic),
-            "logistic",
-            aggregation=Aggregation(method="cusum", reference=0.0),
+        "lat": Fitter(contrast.fit_lat, "lat"),
+        "ccs": Fitter(contrast.fit_ccs, "ccs"),
+        "mlp": Fitter(network.fit_mlp, "mlp"),
+        "multiclass": Fitter(classes.fit_log_odds, "multiclass", "log_odds", CLASSES, labels="classes"),
+        "level": Fitter(classes.fit_level, "multiclass", "level", LEVEL, labels="classes"),
+        "ordinal": Fitter(classes.fit_ordinal, "ordinal", labels="classes"),
+        "softmax": _through(SOFTMAX),
+        "rolling_mean": _through(ROLLING_MEAN),
+        "ema": _through(EMA),
+        "cusum": Fitter(linear.on_rows(linear.fit_logistic), "logistic", aggregation=CUSUM),
+        "multimax": Fitter(through.multimax(MULTIMAX), "multimax", aggregation=MULTIMAX, through=True),
+        "attention": Fitter(through.attention(ATTENTION), "attention", aggregation=ATTENTION, through=True),
+        "rolling_attention": Fitter(
+            through.attention(ROLLING_ATTENTION), "attention", aggregation=ROLLING_ATTENTION, through=True
+        ),
+        "sae": Fitter(features.fit_sae, "sae", aggregation=FEATURES),
+        "concept": Fitter(concept.fit_concept, "concept", "cosine", labels="classes"),
+        "logit_lens": Fitter(lens.fit_logit_lens, "logit_lens", "rms_norm", labels="unused", needs="lens"),
+        "tuned_lens": Fitter(
+            lens.fit_tuned_lens, "tuned_lens", "rms_norm", labels="unused", needs="lens_and_final"
+        ),
+        "gap": Fitter(
+            gap.fit_gap,
+            "gap",
+            aggregation=GAP,
+            token_mask=QUESTION_AND_ANSWER,
+            labels="belief_and_assertion",
         ),
         "confidence": Fitter(
-            linear.on_rows(linear.fit_logistic),
-            "logistic",
-            aggregation=Aggregation(method="last"),
-            token_mask=BEFORE_ANSWERING,
+            linear.on_rows(linear.fit_logistic), "logistic", aggregation=LAST, token_mask=BEFORE_ANSWERING
         ),
     }
 )
 """Name -> how it is fitted and what comes of it.
 
-    cusum           logistic regression, alarmed by the sum of its recent log-odds above 0
-    confidence      logistic regression at the last prompt token: what will become of the answer, before it is written
+    softmax, rolling_mean, ema      an affine score trained through its aggregation
+    cusum                           logistic regression, alarmed by the sum of its recent log-odds above 0
+    level                           multiclass, telling the expected class number
+    gap                             belief at the last prompt token against what the answer asserts
+    confidence                      logistic regression at the last prompt token: what will become of the answer, before
+                                    it is written
+    logit_lens, tuned_lens          scoring is `Options.lens.norm`
 """
 
 
@@ -90,6 +134,8 @@ def fit(
 
 def _checked(labels: np.ndarray, found: Fitter) -> Labels:
     y = np.asarray(labels, np.int64)
+    if found.labels == "unused":
+        return y
     classes = np.unique(y)
     most = {"binary": 1, "belief_and_assertion": 3}.get(found.labels)
     if (y != labels).any() or classes[0] < 0 or (most is not None and classes[-1] > most):

@@ -100,7 +100,7 @@ class Fitter:
     """It is trained through its aggregation, so that one must be deployed"""
     token_mask: TokenMask | None = None
     """The tokens it is meant for; None: any"""
-    labels: Literal["binary", "classes", "belief_and_assertion"] = "binary"
+    labels: Literal["binary", "classes", "belief_and_assertion", "unused"] = "binary"
     """`binary`: 0 and 1. `classes`: 0 .. C - 1. `belief_and_assertion`: 2 * believed + asserted, 0 .. 3"""
     needs: Literal["nothing", "lens", "lens_and_final"] = "nothing"
     """What `Options.lens` must hold"""
