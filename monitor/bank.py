@@ -108,8 +108,8 @@ class ProbeBank:
             )
         if probe.needs_norm and not self.needs_norm:
             raise AttachError(
-                f"probe {probe.manifest.name!r} is scored by cosine, and the taps measure no norms; start the server "
-                "with such a probe, or with PROBEWATCH_TAP_NORMS=1"
+                f"probe {probe.manifest.name!r} needs the norm of the residual, and the taps measure none; start the "
+                "server with such a probe, or with PROBEWATCH_TAP_NORMS=1"
             )
         depth, _, width = probe.columns.shape  # [l, d, c]
         where = columns.take(width)

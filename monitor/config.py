@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     tap_layers: Annotated[tuple[int, ...], NoDecode] = ()
     """0-based blocks to tap besides those the probes read (default: three, spread over the model)."""
     tap_norms: bool = False
-    """Whether the taps measure norms although no configured probe is scored by cosine: one may be attached later."""
+    """Whether the taps measure norms although no configured probe needs them (cosine, lens): one may come later."""
     on_attach_failure: Literal["refuse", "serve_unmonitored"] = "refuse"
     """What a server does when the monitor cannot be attached."""
     expose: Literal["none", "verdict", "scores"] = "none"

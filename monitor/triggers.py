@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat
 from monitor.events import FloatArray, IntArray, StepRows, StepView, Stop
-from monitor.running import Bools, RunningStatistics
+from monitor.running import Bools, RunningStatistics, StreamedStatistics, statistics_of
 from monitor.slices import row_owners
 from probes.masks import mask
 
@@ -28,7 +28,7 @@ class _Trigger:
     """One acting probe, for the sequences that began while it was set so. Arrays are by slot."""
 
     seat: Seat
-    statistics: RunningStatistics
+    statistics: RunningStatistics | StreamedStatistics
     steers: bool
     """It drives a gate of the device; else it stops."""
     members: Bools = field(default_factory=lambda: np.zeros(0, bool))
@@ -287,9 +287,10 @@ class _Due:
 
 def _take(trigger: _Trigger, due: _Due) -> Bools:
     """[n] which of the sequences crossed in this step; notes where."""
-    scores = due.states[:, trigger.seat.states.start].astype(np.float64)
+    states = due.states[:, trigger.seat.states].astype(np.float64)
+    scores = states[:, 0] if states.shape[1] == 1 else states
     waiting = trigger.members[due.slots] & (trigger.since[due.slots] == NEVER)
-    finite = np.isfinite(scores)
+    finite: Bools = np.asarray(np.isfinite(states).all(axis=1))
     trigger.blind[due.slots] = ~finite[np.flatnonzero(np.diff(due.owner, append=-1))]
     inside = waiting[due.owner] & due.new & finite
     inside &= mask(due.positions, due.prompts, trigger.seat.probe.manifest.token_mask)
@@ -314,7 +315,7 @@ def _take(trigger: _Trigger, due: _Due) -> Bools:
 def _triggers(bank: ProbeBank) -> list[_Trigger]:
     gates = gating(bank)
     return [
-        _Trigger(seat, RunningStatistics(seat.probe), seat in gates)
+        _Trigger(seat, statistics_of(seat.probe), seat in gates)
         for seat in bank.seats
         if seat.probe.manifest.default_action == "stop" or seat in gates
     ]

@@ -47,15 +47,19 @@ def fake_manifest(**changes: object) -> ProbeManifest:
         methods = (
             {"members"} if fields["kind"] == "ensemble" else {"mean"} if known is None else known.aggregations
         )
-        fields["aggregation"] = fake_aggregation("mean" if "mean" in methods else min(methods))
+        fields["aggregation"] = fake_aggregation(
+            "mean" if "mean" in methods else min(methods), layers=fields["layers"]
+        )
     return manifest.build(fields)
 
 
-def fake_aggregation(method: str, **changes: object) -> Aggregation:
-    """A valid aggregation by `method` with `changes`; an ensemble's is of a logistic probe and an attention one."""
+def fake_aggregation(method: str, layers: object = (1, 2), **changes: object) -> Aggregation:
+    """A valid aggregation by `method` with `changes`; the members of an ensemble, on `layers`, are two."""
     members = (
-        fake_member("logistic", weight=0.5),
-        fake_member("attention", weight=-2.0, states=6, aggregation=Aggregation(method="attention")),
+        fake_member("logistic", layers=layers, weight=0.5),
+        fake_member(
+            "attention", layers=layers, weight=-2.0, states=6, aggregation=Aggregation(method="attention")
+        ),
     )
     fields: dict[str, Any] = {
         "alpha": 0.3,

@@ -64,10 +64,10 @@ def fit_ordinal(rows: TokenRows, labels: Labels, options: Options, _seed: int) -
         loss = (weights * _surprise(x @ weight, cuts(), y)).sum() + weight.square().sum() / (
             2 * options.regularisation
         )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     folded = weight.detach().numpy() / scale
     return {
         "weight": _columns(folded[:, None], rows)[..., 0],

@@ -53,7 +53,8 @@ def train_sae(rows: TokenRows, options: Options, seed: int) -> SaeSource:
         features = (x[chosen] @ encoder + bias).relu()
         unit = decoder / decoder.norm(dim=1, keepdim=True)
         error: Tensor = (features @ unit - x[chosen]).square().mean()
-        return error + SPARSITY * features.sum(1).mean() / x.shape[1] ** 0.5
+        sparse: Tensor = features.sum(1).mean() / x.shape[1] ** 0.5
+        return error + SPARSITY * sparse
 
     drawn = np.random.default_rng(seed).permutation(len(x))[: options.max_rows]
     descend(parameters, loss, drawn, drawn[:0], options, seed, BATCH)

@@ -22,8 +22,8 @@ def _columns(tensors: Tensors) -> Tensor:
 
 def _state(projections: Tensor, _squared_norms: Tensor | None, tensors: Tensors) -> Tensor:
     found = projections.sum(dim=1) + tensors["encoder_bias"]  # [T, F]
-    features = torch.where(found > tensors["threshold"], found, 0.0)
-    bias = tensors["bias"].to(features).expand(len(features), 1)
+    features = found * (found > tensors["threshold"])  # a product, so that what is not finite stays so
+    bias = tensors["bias"] + 0.0 * features.sum(dim=1, keepdim=True)  # NaN where the features are
     return torch.cat([features * tensors["weight"], bias], dim=1)  # [T, F + 1]
 
 

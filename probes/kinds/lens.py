@@ -110,7 +110,8 @@ def _needed(squared_norms: Tensor | None) -> Tensor:
 
 def _mass(products: Tensor, squares: Tensor, known: Tensors) -> Tensor:
     """products [T, L, V] with the rows, mean squares [T, L] -> [T, 1]"""
-    scale = (squares.clamp_min(0.0) + known["epsilon"]).rsqrt().unsqueeze(-1)
+    squares = torch.where(squares.isfinite(), squares.clamp_min(0.0), torch.nan)  # 1 / inf would be a 0
+    scale = (squares + known["epsilon"]).rsqrt().unsqueeze(-1)
     logits = products * scale + known["bias"]
     split = int(known["split"])
     odds = torch.logsumexp(logits[..., :split], -1) - torch.logsumexp(logits[..., split:], -1)

@@ -15,7 +15,8 @@ def _columns(tensors: Tensors) -> Tensor:
 
 
 def _state(projections: Tensor, _squared_norms: Tensor | None, tensors: Tensors) -> Tensor:
-    hidden = (projections.sum(dim=1) + tensors["hidden_bias"]).relu()  # [T, H]
+    found = projections.sum(dim=1) + tensors["hidden_bias"]
+    hidden = found * (found > 0)  # [T, H] a ReLU in which what is not finite stays so
     return (hidden @ tensors["output"] + tensors["bias"]).unsqueeze(-1)  # [T, 1]
 
 

@@ -19,12 +19,7 @@ from probes import Probe, kinds
 from tests.unit.monitor_fakes import make_probe
 
 D = 8
-KINDS = [
-    ("logistic", "logit"),
-    ("difference_of_means", "logit"),
-    ("steering", "projection"),
-    ("steering", "cosine"),
-]
+KINDS = sorted([*kinds.KINDS, kinds.ENSEMBLE])
 
 
 def tapped(bank: ProbeBank, residual: Tensor) -> tuple[FloatArray, FloatArray | None]:
@@ -87,11 +82,20 @@ def test_affine_probes_share_one_sum_and_others_go_through_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     probes = [
-        make_probe(f"p{i}", i, kind=kind, scoring=scoring, layers=(1, 2), d_model=D)
-        for i, (kind, scoring) in enumerate(KINDS)
+        make_probe(
+            "-".join(named).replace("_", "-"), i, kind=named[0], scoring=named[1], layers=(1, 2), d_model=D
+        )
+        for i, named in enumerate(KINDS)
     ]
     bank = check(probes, [1, 2], 1)
-    assert [seat.bias is not None for seat in bank.seats] == [True, True, True, False]
+    affine = [seat.probe.manifest.name for seat in bank.seats if seat.bias is not None]
+    assert set(affine) == {
+        *(
+            f"{name}-logit"
+            for name in ("affine", "ccs", "lat", "lda", "logistic", "mass-mean", "ordinal", "ridge")
+        ),
+        *("difference-of-means-logit", "concept-projection", "steering-projection"),
+    }
     asked = []
     original = Probe.state_from_projections
 
@@ -101,7 +105,7 @@ def test_affine_probes_share_one_sum_and_others_go_through_the_library(
 
     monkeypatch.setattr(Probe, "state_from_projections", counted)
     states_of(bank, torch.ones(2, 3, D))
-    assert asked == ["p3"]
+    assert sorted([*asked, *affine]) == sorted(probe.manifest.name for probe in probes)
 
 
 def test_a_projection_is_the_mean_over_its_layers_after_folding() -> None:
@@ -155,8 +159,8 @@ def test_a_bad_residual_unscores_its_own_token_only(kind: str, scoring: str, bad
     probe = make_probe("p", kind=kind, scoring=scoring, layers=(0, 1), d_model=D)
     residual = torch.ones(2, 3, D)
     residual[1, 1, 0] = bad
-    found = states_of(ProbeBank([probe], [0, 1], D, 1), residual)["p"][:, 0]
-    assert np.isfinite(found).tolist() == [True, False, True]
+    found = states_of(ProbeBank([probe], [0, 1], D, 1), residual)["p"]
+    assert np.isfinite(found).all(axis=1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

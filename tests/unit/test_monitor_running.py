@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from monitor.errors import AttachError
-from monitor.running import RunningStatistics
+from monitor.running import RunningStatistics, statistics_of
 from probes import Probe
-from probes.aggregation import Stream
+from probes.aggregation import Stream, running
+from probes.manifest import revise
+from probes.testing import fake_aggregation
 from tests.unit.monitor_fakes import alerting
 
 METHODS = [
@@ -18,6 +22,17 @@ METHODS = [
     {"method": "last", "min_tokens": 2},
     {"method": "ema", "alpha": 0.3},
     {"method": "ema", "alpha": 0.9, "min_tokens": 3},
+    {"method": "cusum", "reference": 0.25},
+]
+STREAMED = [
+    "softmax",
+    "rolling_mean",
+    "multimax",
+    "attention",
+    "rolling_attention",
+    "feature_max",
+    "gap",
+    "members",
 ]
 by_method = pytest.mark.parametrize("aggregation", METHODS, ids=lambda a: "-".join(map(str, a.values())))
 
@@ -79,6 +94,48 @@ def test_a_score_above_the_level_crosses_and_one_below_does_not(aggregation: dic
     assert decided > 50
 
 
+@pytest.mark.parametrize("method", STREAMED)
+def test_any_other_method_is_followed_by_the_librarys_own_streams(method: str) -> None:
+    rng = np.random.default_rng(5)
+    rule = fake_aggregation(method)
+    width = {
+        "multimax": 3,
+        "attention": 4,
+        "rolling_attention": 4,
+        "feature_max": 3,
+        "gap": 2,
+        "members": 7,
+    }.get(method, 1)
+    guard = replace(
+        probe({"method": "mean"}), manifest=revise(probe({"method": "mean"}).manifest, aggregation=rule)
+    )
+    crossed = 0
+    for _ in range(40):
+        states = rng.normal(0, 3, (int(rng.integers(1, 12)), width))
+        given = states[:, 0] if width == 1 else states
+        values = running(states, rule)
+        above = [i for i, value in enumerate(values) if value > 0.4 and i + 1 >= rule.min_tokens]
+        one_by_one, at_once = statistics_of(guard), statistics_of(guard)
+        for followed in (one_by_one, at_once):
+            followed.begin(np.array([2, 3]))
+        steps = [one_by_one.add(np.array([3]), given[i : i + 1])[0] for i in range(len(states))]
+        assert [i for i, found in enumerate(steps) if found] == above
+        assert at_once.add_many(3, given) == (above[0] if above else None)
+        assert np.isinf(at_once.levels(np.array([3])))
+        crossed += bool(above)
+    assert crossed > 5
+
+
+def test_a_method_without_a_level_cannot_steer() -> None:
+    asked = alerting(
+        threshold=0.0, default_action="steer:calm", aggregation={"method": "softmax", "temperature": 1.0}
+    )
+    with pytest.raises(
+        AttachError, match="names no level to gate by, so it cannot steer; use one of mean, ema"
+    ):
+        statistics_of(asked)
+
+
 def test_sequences_do_not_mix() -> None:
     followed = RunningStatistics(probe({"method": "mean"}))
     followed.begin(np.array([0, 70]))
@@ -97,4 +154,6 @@ def test_sequences_do_not_mix() -> None:
 def test_a_probe_that_cannot_be_followed_is_refused(changes: dict[str, object], reason: str) -> None:
     settings = {"threshold": 0.0, "statistic": "running_sup", "default_action": "stop", **changes}
     with pytest.raises(AttachError, match=reason):
-        RunningStatistics(alerting(**settings))  # type: ignore[arg-type]
+        statistics_of(alerting(**settings))  # type: ignore[arg-type]
+    with pytest.raises(AttachError, match=reason):
+        statistics_of(alerting(aggregation=fake_aggregation("softmax"), **settings))  # type: ignore[arg-type]

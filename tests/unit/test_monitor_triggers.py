@@ -51,6 +51,22 @@ def test_the_aggregation_decides_and_not_a_single_token() -> None:
     assert step(watched, 8, [90.0]) == (Stop(0, "guard", 7),)  # told again: the output may have been dropped
 
 
+def test_a_probe_of_several_state_numbers_stops_too() -> None:
+    """Two heads that each keep their maximum: neither token alone is above 1, their sum is."""
+    guard = {"kind": "multimax", "aggregation": {"method": "multimax", "heads": "max_then_sum"}}
+    watched = watch(**guard)
+    view = StepView(
+        ("a",), np.array([0, 6]), np.array([0]), np.array([PROMPT]), np.array([0]), np.zeros(0, np.int64), {}
+    )
+    states = np.full((6, 3), -1.0, np.float32)
+    states[4, 0], states[5, 1] = 1.8, 1.9
+    states[:PROMPT] = 9.0  # outside the mask
+    assert watched.follow(view, np.array([0]), np.array([6]), states).stops == (Stop(0, "guard", 5),)
+    blind = watch(**guard)
+    states[5, 2] = np.nan  # a state of which a part is missing is no state
+    assert blind.follow(view, np.array([0]), np.array([6]), states).stops == ()
+
+
 def test_among_accepted_drafts_the_first_that_crosses_counts() -> None:
     watched = watch()
     step(watched, 0, [0.0] * PROMPT)
