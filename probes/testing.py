@@ -55,12 +55,6 @@ def fake_manifest(**changes: object) -> ProbeManifest:
 
 def fake_aggregation(method: str, layers: object = (1, 2), **changes: object) -> Aggregation:
     """A valid aggregation by `method` with `changes`; the members of an ensemble, on `layers`, are two."""
-    members = (
-        fake_member("logistic", layers=layers, weight=0.5),
-        fake_member(
-            "attention", layers=layers, weight=-2.0, states=6, aggregation=Aggregation(method="attention")
-        ),
-    )
     fields: dict[str, Any] = {
         "alpha": 0.3,
         "reference": 0.25,
@@ -68,11 +62,20 @@ def fake_aggregation(method: str, layers: object = (1, 2), **changes: object) ->
         "window": 3,
         "heads": "max_then_sum",
         "belief_tokens": 2,
-        "members": members if method == "members" else None,
+        "members": _fake_members(layers) if method == "members" else None,
     }
     own = {name: value for name, value in fields.items() if method in PARAMETERS[name]}
     return Aggregation.model_validate(
         {"method": method, "min_tokens": 3 if method == "gap" else 1, **own, **changes}
+    )
+
+
+def _fake_members(layers: object) -> tuple[Member, ...]:
+    return (
+        fake_member("logistic", layers=layers, weight=0.5),
+        fake_member(
+            "attention", layers=layers, weight=-2.0, states=6, aggregation=Aggregation(method="attention")
+        ),
     )
 
 
