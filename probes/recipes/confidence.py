@@ -77,4 +77,5 @@ RECIPE: Final = Recipe(
         "answer, label each answer right or wrong, and train on those conversations with `--tokens "
         "last-prompt`.",
     ),
+    kinds=("confidence", "difference_of_means"),
 )

@@ -161,7 +161,7 @@ RECIPES: Final = tuple(
             "Sixteen positive passages, each asked for in two ways: a direction to look along, not a "
             "detector.",
         ),
-        kinds=("difference_of_means", "logistic"),
+        kinds=("concept", "difference_of_means", "logistic"),
     )
     for emotion in EMOTIONS
 )
