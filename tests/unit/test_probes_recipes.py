@@ -13,6 +13,7 @@ from probes.recipes.emotions import EMOTIONS
 from probes.recipes.facts import FACTS
 from probes.recipes.recipe import PENDING
 from probes.sweeps import settings
+from probes.testing import fake_manifest
 
 PROMISED = {
     "instructed-honesty",
@@ -56,7 +57,7 @@ def test_prompts_are_read_where_the_answer_says_nothing_and_the_plan_is_valid(re
     assert settings(Plan(kinds=recipe.kinds, tokens=recipe.tokens), (1,))
     assert probes.manifest.build(
         {
-            **probes.testing.fake_manifest().model_dump(),
+            **fake_manifest().model_dump(),
             "name": recipe.name,
             "concept": recipe.concept,
             "positive_label": recipe.positive_label,
