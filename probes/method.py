@@ -94,3 +94,15 @@ class Member(Record):
         if self.aggregation.method == "members" or self.scoring == "members":
             raise ValueError("an ensemble is a member of an ensemble; list its members instead")
         return self
+
+
+def described(rule: Aggregation) -> str:
+    """The method and its parameters in one line."""
+    if rule.members is not None:
+        return " + ".join(
+            f"{m.weight:.3g} x {m.kind} at {', '.join(map(str, m.layers))} by {described(m.aggregation)}"
+            for m in rule.members
+        )
+    values = {name: getattr(rule, name) for name in PARAMETERS}
+    told = [f"{name.replace('_', ' ')} {value}" for name, value in values.items() if value is not None]
+    return f"{rule.method} ({', '.join(told)})" if told else rule.method

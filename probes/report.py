@@ -12,6 +12,7 @@ from probes.calibration import clopper_pearson
 from probes.controls import Spread
 from probes.evaluation import Estimate, auroc, bootstrap, recall_at
 from probes.manifest import ProbeManifest
+from probes.method import described
 
 Floats = NDArray[np.float64]
 FPR: Final = 0.01
@@ -102,11 +103,10 @@ def _how(m: ProbeManifest) -> str:
         "last_k": f"the last {mask.last_k} of the prompt",
     }
     tokens = prompt[mask.prompt] + (" and the answer's tokens" if mask.generated else "")
-    alpha = "" if rule.alpha is None else f" (alpha {rule.alpha:g})"
     rows = [
         ("layers (0-based, after the block)", ", ".join(map(str, m.layers))),
         ("tokens", tokens),
-        ("aggregation", f"{rule.method}{alpha}, from token {rule.min_tokens} on"),
+        ("aggregation", f"{described(rule)}, from token {rule.min_tokens} on"),
         ("deployed statistic", m.statistic),
         ("threshold", "none" if m.threshold is None else f"{m.threshold:.4f}"),
     ]

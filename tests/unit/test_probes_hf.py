@@ -1,6 +1,7 @@
 """Activations, answers and the commands, on a tiny random Llama."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import probes
-from probes import cli, dataset, hf, testing
+from probes import cli, dataset, fitting, hf, testing
 from probes.dataset import Conversation
+from probes.fitting.lens_source import final_hidden, lens_source
 from probes.manifest import TokenMask
 
 torch.set_num_threads(1)
@@ -64,6 +66,20 @@ CHATS = [
     chat(1, "how are you", "well thanks"),
     chat(2, "is the bridge cracked", "the bridge is cracked thanks well"),
 ]
+
+
+def test_what_a_tuned_lens_imitates_lies_beside_its_rows(loaded: hf.LoadedModel) -> None:
+    chats = [chat(0, "how is the bridge", "the bridge is sound"), chat(1, "are you well", "well thanks")]
+    rows = fitting.token_rows(hf.activations(loaded, chats, [1]), TokenMask(), (1,))
+    final = final_hidden(loaded, chats, TokenMask())
+    assert final.shape == (len(rows.hidden), 16)
+    ids, prompt_length = hf.token_ids(loaded, chats[1])
+    with torch.no_grad():
+        whole = loaded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    torch.testing.assert_close(final[rows.offsets[1] :], whole[prompt_length:], rtol=1e-4, atol=1e-4)
+    source = replace(lens_source(loaded, tracked=(3, 4)), final=final)
+    tensors = fitting.fit("tuned_lens", rows, [0, 0], fitting.Options(lens=source, rank=2, epochs=2))
+    assert tensors["up"].shape == (1, 16, 2)
 
 
 def test_activations_are_the_residual_after_the_block(loaded: hf.LoadedModel) -> None:

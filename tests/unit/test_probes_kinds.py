@@ -13,7 +13,7 @@ import probes
 from probes import kinds
 from probes.errors import ManifestInvalid, TensorInvalid
 from probes.kinds import KINDS
-from probes.method import Aggregation
+from probes.method import Aggregation, described
 from probes.testing import fake_aggregation, fake_manifest, fake_member, fake_tensors, write_artifact
 
 torch.set_num_threads(1)
@@ -260,3 +260,16 @@ def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     }
     with pytest.raises(TensorInvalid, match="the limit is"):
         kinds.check_values(manifest, tensors)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("mean", "mean"),
+        ("ema", "ema (alpha 0.3)"),
+        ("rolling_attention", "rolling_attention (window 3, heads max_then_sum)"),
+        ("members", "0.5 x logistic at 1, 2 by mean + -2 x attention at 1, 2 by attention"),
+    ],
+)
+def test_an_aggregation_is_told_in_a_line(method: str, words: str) -> None:
+    assert described(fake_aggregation(method)) == words
