@@ -6,6 +6,7 @@ AUROCs lie in [0, 1]; `None` in an interval means that the data cannot give one.
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -13,6 +14,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from probes.evaluation import Estimate
 
 SCHEMA: Final = 1
+NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "entity-hash": "labels = hash of the group",
+        "permuted-labels": "permuted training labels",
+        "random-network": "randomly initialised network",
+        "random-directions": "best of many random directions",
+        "surprise": "token log-probability and entropy",
+        "text-words": "text only: TF-IDF",
+        "text-transformer": "text only: small transformer",
+        "shared-transcripts": "transcripts in train and test",
+        "score-filtering": "score filtering",
+        "content-filtering": "content filtering",
+    }
+)
+"""What the keys of controls and leakage tests stand for."""
 
 
 def _finite(value: object) -> object:

@@ -15,7 +15,7 @@ from probes import controls, evaluation, hf
 from probes.errors import DataError
 from probes.evaluating import forward
 from probes.evaluating.bench import Bench, Side
-from probes.evaluating.card import Control, Figure, NotComputed
+from probes.evaluating.card import NAMES, Control, Figure, NotComputed
 from probes.evaluating.profile import without_train
 from probes.evaluating.refit import auroc_of_refit, refit
 from probes.evaluating.transformer import text_transformer
@@ -32,12 +32,12 @@ MAX_DIRECTED: Final = 400
 
 def text_words(bench: Bench, texts: Mapping[str, Floats]) -> Result:
     """TF-IDF over words and word pairs."""
-    return _text(bench, texts, "text-words", "text only: TF-IDF and logistic regression")
+    return _text(bench, texts, "text-words")
 
 
 def text_transformed(bench: Bench, texts: Mapping[str, Floats]) -> Result:
     """A small transformer on the transcript."""
-    return _text(bench, texts, "text-transformer", "text only: a small transformer")
+    return _text(bench, texts, "text-transformer")
 
 
 def entity_hash(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
@@ -51,7 +51,7 @@ def entity_hash(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
     again = refit(bench.probe, fit.found, hashed[0], fit.groups)
     scores = evaluation.statistics(again, test.found)
     found = bench.interval(scores, hashed[1], test.groups, evaluation.auroc)
-    return _control(bench, "entity-hash", "labels = hash of the group", found, "fitted and judged on them")
+    return _control(bench, "entity-hash", found, "fitted and judged on them")
 
 
 def permuted(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
@@ -65,7 +65,7 @@ def permuted(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
         for _ in range(PERMUTATIONS)
     ]
     found = controls.Spread(float(np.median(aurocs)), max(aurocs), PERMUTATIONS)
-    return _spread(bench, "permuted-labels", "permuted training labels", found, "the median")
+    return _spread(bench, "permuted-labels", found, "the median")
 
 
 def random_network(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
@@ -80,7 +80,7 @@ def random_network(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
     ]
     again = refit(bench.probe, sides[0], bench.headline_train.labels, bench.headline_train.groups)
     found = bench.figure(evaluation.statistics(again, sides[1]), bench.headline_test)
-    return _control(bench, "random-network", "randomly initialised network", found, "same recipe and data")
+    return _control(bench, "random-network", found, "same recipe and data")
 
 
 def random_directions(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
@@ -94,7 +94,7 @@ def random_directions(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
     found = controls.random_directions(
         bench.probe, test.found, test.labels.tolist(), draws=bench.draws, seed=bench.seed
     )
-    return _spread(bench, "random-directions", f"best of {bench.draws} random directions", found, "the best")
+    return _spread(bench, "random-directions", found, "the best")
 
 
 def surprise(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
@@ -112,7 +112,6 @@ def surprise(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
     return _control(
         bench,
         "surprise",
-        "token log-probability and entropy",
         found,
         "mean and extreme of both over the answer, logistic regression",
     )
@@ -162,23 +161,23 @@ def text_scores(fit: Side, test: Side, keys: tuple[str, ...], seed: int) -> dict
     return found
 
 
-def _text(bench: Bench, texts: Mapping[str, Floats], key: str, name: str) -> Result:
+def _text(bench: Bench, texts: Mapping[str, Floats], key: str) -> Result:
     if key not in texts:
         return NotComputed(reason="it was left out", remedy="evaluate again without --quick")
     found = bench.figure(texts[key], bench.headline_test)
     n = len(bench.headline_train)
-    return _control(bench, key, name, found, f"fitted to the {n} training transcripts")
+    return _control(bench, key, found, f"fitted to the {n} training transcripts")
 
 
-def _spread(bench: Bench, key: str, name: str, found: controls.Spread, counted: str) -> Control:
+def _spread(bench: Bench, key: str, found: controls.Spread, counted: str) -> Control:
     value = found.highest if counted == "the best" else found.median
     figure = Figure(value=value, high=found.highest, low=None)
     detail = f"median {found.median:.3f}, highest {found.highest:.3f} of {found.draws}; {counted} counts"
-    return Control(key=key, name=name, auroc=figure, detail=detail, succeeded=bench.close(value))
+    return Control(key=key, name=NAMES[key], auroc=figure, detail=detail, succeeded=bench.close(value))
 
 
-def _control(bench: Bench, key: str, name: str, found: Figure, detail: str) -> Control:
+def _control(bench: Bench, key: str, found: Figure, detail: str) -> Control:
     value = float("nan") if found.value is None else found.value
     # A control that sorts the test set backwards knows as much as one that sorts it rightly.
     better = max(value, 1 - value)
-    return Control(key=key, name=name, auroc=found, detail=detail, succeeded=bench.close(better))
+    return Control(key=key, name=NAMES[key], auroc=found, detail=detail, succeeded=bench.close(better))

@@ -7,11 +7,7 @@ none. `--waive KEY` takes one out, and the card says so.
 from collections.abc import Collection, Mapping, Sequence
 
 from probes.errors import DataError
-from probes.evaluating.card import Control, Fault, Leak, NotComputed
-from probes.evaluating.controls import CONTROLS
-
-LEAKS = ("shared-transcripts", "score-filtering", "content-filtering")
-KEYS = (*CONTROLS, *LEAKS)
+from probes.evaluating.card import NAMES, Control, Fault, Leak, NotComputed
 
 
 def faults(
@@ -23,9 +19,9 @@ def faults(
     waived: Collection[str] = (),
 ) -> tuple[Fault, ...]:
     """Everything that speaks against the probe, one line each. auroc: the probe's on the headline contrast."""
-    unknown = sorted(set(waived) - set(KEYS))
+    unknown = sorted(set(waived) - set(NAMES))
     if unknown:
-        raise DataError(f"{unknown[0]!r} cannot be waived; give one of: {', '.join(KEYS)}")
+        raise DataError(f"{unknown[0]!r} cannot be waived; give one of: {', '.join(NAMES)}")
     found = [
         Fault(
             key=c.key,
@@ -38,7 +34,7 @@ def faults(
         Fault(key=leak.key, text=f"{leak.name}: {_leak(leak, margin)}") for leak in leaks if leak.failed
     ]
     found += [
-        Fault(key=key, text=f"{key} was not computed: {part.reason}; {part.remedy}, or waive it")
+        Fault(key=key, text=f"{NAMES[key]} was not computed: {part.reason}; {part.remedy}, or waive it")
         for key, part in missing.items()
     ]
     return tuple(fault for fault in found if fault.key not in waived)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from probes import evaluation, hf
 from probes.dataset import Conversation, Message
 from probes.evaluating.bench import Bench, Side
-from probes.evaluating.card import Leak, NotComputed
+from probes.evaluating.card import NAMES, Leak, NotComputed
 from probes.evaluating.controls import NO_MODEL
 from probes.evaluating.profile import without_train
 
@@ -34,7 +34,7 @@ def shared(bench: Bench) -> Leak:
     positive, negative = int(met[test.labels == 1].sum()), int(met[test.labels == 0].sum())
     return Leak(
         key="shared-transcripts",
-        name="transcripts in train and test",
+        name=NAMES["shared-transcripts"],
         auroc=None,
         n_positive=positive,
         n_negative=negative,
@@ -63,7 +63,7 @@ def score_filtering(bench: Bench, texts: Mapping[str, Floats]) -> Leak | NotComp
     found = bench.figure(bench.headline_scores[~right], left)
     return Leak(
         key="score-filtering",
-        name="score filtering",
+        name=NAMES["score-filtering"],
         auroc=found,
         n_positive=n_positive,
         n_negative=n_negative,
@@ -93,7 +93,7 @@ def content_filtering(bench: Bench) -> Leak | NotComputed:
     found = bench.figure(evaluation.statistics(bench.probe, again), left)
     return Leak(
         key="content-filtering",
-        name="content filtering",
+        name=NAMES["content-filtering"],
         auroc=found,
         n_positive=left.counts()[0],
         n_negative=left.counts()[1],

@@ -9,6 +9,7 @@ bfloat16, int8, int4   the model's own weights rounded: the residual a server co
 import copy
 import string
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -44,12 +45,12 @@ def stress(bench: Bench) -> tuple[Condition, ...] | NotComputed:
     ):
         changed = Side([change(chat) for chat in side.chats], side.found)
         found.append(_judge(bench, loaded, changed, name, detail))
-    for name, rounded in (
-        ("bfloat16", _bfloat16(loaded)),
-        ("int8 weights", quantised(loaded, 8)),
-        ("int4 weights", quantised(loaded, 4)),
+    for name, rounded in (  # one after the other: each is a copy of the model
+        ("bfloat16", _bfloat16),
+        ("int8 weights", partial(quantised, bits=8)),
+        ("int4 weights", partial(quantised, bits=4)),
     ):
-        found.append(_judge(bench, rounded, side, name, "the same conversations, weights rounded"))
+        found.append(_judge(bench, rounded(loaded), side, name, "the same conversations, weights rounded"))
     return tuple(found)
 
 

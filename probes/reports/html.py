@@ -5,7 +5,17 @@ from html import escape
 from importlib.resources import files
 from typing import Final
 
-from probes.evaluating.card import Card, Causal, Control, Deployed, Latency, NotComputed, Profile, Reliability
+from probes.evaluating.card import (
+    NAMES,
+    Card,
+    Causal,
+    Control,
+    Deployed,
+    Latency,
+    NotComputed,
+    Profile,
+    Reliability,
+)
 from probes.reports import plots
 from probes.reports.markup import (
     Cell,
@@ -101,7 +111,7 @@ def _separation(card: Card) -> str:
         "Separation",
         "Each contrast sets the same positives against another choice of negatives. Intervals: 95%, bootstrap over "
         "groups, the threshold estimated anew in each resample.",
-        table([*head, *(f"{name} AUROC" for name in names)], rows),
+        table([*head, *(f"AUROC, {NAMES[name]}" for name in names)], rows),
         f'<div class="row">{drawn}{_reliability(card)}</div>',
     )
 
@@ -152,7 +162,7 @@ def _latency(card: Card) -> str:
 def _controls(card: Card) -> str:
     rows: list[list[Cell | str]] = [[c.name, number(c.auroc), c.detail, _verdict(c)] for c in card.controls]
     rows += [
-        [key, "not computed", f"{part.reason}; {part.remedy}", Cell("unknown", tone="bad")]
+        [NAMES[key], "not computed", f"{part.reason}; {part.remedy}", Cell("unknown", tone="bad")]
         for key, part in card.not_computed.items()
         if not key.endswith(("filtering", "transcripts"))
     ]
@@ -184,7 +194,7 @@ def _leaks(card: Card) -> str:
         for leak in card.leaks
     ]
     rows += [
-        [key, "not computed", "", f"{part.reason}; {part.remedy}", Cell("unknown", tone="bad")]
+        [NAMES[key], "not computed", "", f"{part.reason}; {part.remedy}", Cell("unknown", tone="bad")]
         for key, part in card.not_computed.items()
         if key.endswith(("filtering", "transcripts"))
     ]

@@ -28,7 +28,18 @@ from probes.evaluating import (
     stress,
 )
 from probes.evaluating.bench import Bench, Side, contrasts
-from probes.evaluating.card import Card, Control, Deployed, Effect, Fault, Figure, Leak, NotComputed, Share
+from probes.evaluating.card import (
+    NAMES,
+    Card,
+    Control,
+    Deployed,
+    Effect,
+    Fault,
+    Figure,
+    Leak,
+    NotComputed,
+    Share,
+)
 from probes.hf import LoadedModel
 
 torch.set_num_threads(1)
@@ -115,7 +126,7 @@ def test_a_planted_direction_passes_the_gate(sound_card: Card) -> None:
     assert sound_card.faults == ()
     assert sound_card.headline.auroc.value == pytest.approx(0.98, abs=0.02)
     keys = {control.key for control in sound_card.controls} | set(sound_card.not_computed)
-    assert set(gate.KEYS) <= keys | {leak.key for leak in sound_card.leaks}
+    assert set(NAMES) <= keys | {leak.key for leak in sound_card.leaks}
     assert isinstance(sound_card.deployed, Deployed)
     assert sound_card.deployed.recall.value > 0.8
 
