@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON_ENV := .venv/bin
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard report-card clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -81,6 +81,11 @@ probes: setup  ## train, calibrate and report the shipped probes again
 
 leaderboard: setup  ## every kind of probe on every organism; writes docs/leaderboard.md and its picture
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m bench.leaderboard $(LEADERBOARD_ARGS)
+
+report-card: setup  ## judge the shipped deception probe by the whole protocol: build/deception.html
+	@$(PYTHON_ENV)/python -m probes.shipping.export --recipe deception -o build/deception.jsonl
+	@$(PYTHON_ENV)/probewatch evaluate probes/shipped/probes/deception.safetensors --model probes/shipped/concealed-ledger \
+		--data build/deception.jsonl --report build/deception.html $(REPORT_ARGS)
 
 clean:  ## remove caches and build outputs; .venv stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -184,7 +184,7 @@ def _behaviour(loaded: LoadedModel, judged: Sequence[Conversation], suffix: Sequ
     if not told:
         return None
     answers = hf.generate(loaded, prompts, max_new_tokens=64)
-    return share_of(behaviour.shown(told, [text for text, _ in answers]))
+    return share_of(behaviour.shown(told, [text for text, _ in answers]) == 1)
 
 
 def _words(loaded: LoadedModel) -> list[int]:

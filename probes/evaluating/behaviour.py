@@ -54,8 +54,7 @@ def shows(chat: Conversation, answer: str) -> bool | None:
     return None
 
 
-def shown(chats: Sequence[Conversation], answers: Sequence[str]) -> NDArray[np.bool_]:
-    """[n] whether each answer shows the behaviour."""
-    return np.array(
-        [shows(chat, answer) is True for chat, answer in zip(chats, answers, strict=True)], np.bool_
-    )
+def shown(chats: Sequence[Conversation], answers: Sequence[str]) -> NDArray[np.int64]:
+    """[n] 1 where an answer shows the behaviour, 0 where it shows the opposite, -1 where it shows neither."""
+    found = (shows(chat, answer) for chat, answer in zip(chats, answers, strict=True))
+    return np.array([-1 if one is None else int(one) for one in found], np.int64)

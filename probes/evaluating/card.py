@@ -221,10 +221,12 @@ class Effect(Record):
 
     intervention: str
     along: Literal["none", "probe", "class means", "random"]
-    positive_prompts: Share
-    """Prompts at which it shows the behaviour by itself, and still does."""
-    negative_prompts: Share
-    """Prompts at which it does not by itself, and now does."""
+    turned_off: Share
+    """Of the prompts at which it shows the behaviour by itself: answers that now show the opposite."""
+    turned_on: Share
+    """Of the prompts at which it shows the opposite by itself: answers that now show the behaviour."""
+    broken: Share
+    """Of all prompts: answers that show neither, for the model no longer speaks sense."""
 
 
 class Causal(Record):

@@ -2,9 +2,10 @@
 
 Steering adds scale x length x unit vector after every layer of the probe, at every token, against the behaviour at
 prompts that show it and towards it at prompts that do not. Patching sets the component along the direction to
-the other class's mean. Both are done along the probe's direction, along the difference of class means, and along
-random directions of the same length: what the random ones do as well is no evidence. Length is the distance of
-the class means in that layer.
+the other class's mean. An answer counts as turned where it shows the opposite, not where it shows nothing: a push
+that is hard enough breaks any model. Both are done along the probe's direction, along the difference of class means,
+and along random directions of the same length: what the random ones do as well is no evidence. Length is the distance
+of the class means in that layer.
 
 A direction that detects well need not steer (AxBench, arXiv 2501.17148), so no gate hangs on it.
 """
@@ -30,7 +31,7 @@ from probes.hf import Activations, LoadedModel
 from probes.probe import Probe
 
 Along = Literal["none", "probe", "class means", "random"]
-SCALES: Final = (1.0, 3.0)
+SCALES: Final = (1.0, 2.0)
 N_RANDOM: Final = 3
 MAX_PROMPTS: Final = 40
 """Prompts of each class."""
@@ -60,9 +61,10 @@ def causal(bench: Bench) -> Causal | NotComputed:
         return behaviour.NO_MARKERS
     asked = [chat for label in (1, 0) for chat in [c for c in told if c.label == label][:MAX_PROMPTS]]
     base = _shown(bench.loaded, asked, {})
-    if not base.any() or base.all():
+    by_itself = [int((base == shows).sum()) for shows in (1, 0)]
+    if 0 in by_itself:
         return NotComputed(
-            reason=f"{int(base.sum())} of {len(asked)} prompts show the behaviour by themselves",
+            reason=f"{by_itself[0]} prompts show the behaviour by themselves and {by_itself[1]} its opposite",
             remedy="give prompts of both sorts",
         )
     found = directions(bench)
@@ -110,24 +112,21 @@ def gradient(probe: Probe, found: Sequence[Activations]) -> Tensor:
 
 def verdict(effects: Sequence[Effect]) -> str:
     """One sentence on the intervention in which a read direction stands out most from the random ones beside it."""
-    base = effects[0].positive_prompts.value
 
-    def change(name: str, along: Along) -> float:
-        return base - next(
-            e.positive_prompts.value for e in effects if e.intervention == name and e.along == along
-        )
+    def turned(name: str, along: Along) -> float:
+        return next(e.turned_off.value for e in effects if e.intervention == name and e.along == along)
 
     names = dict.fromkeys(effect.intervention for effect in effects[1:])
     best, moved, random = max(
         (
-            (name, max(change(name, "probe"), change(name, "class means")), change(name, "random"))
+            (name, max(turned(name, "probe"), turned(name, "class means")), turned(name, "random"))
             for name in names
         ),
-        key=lambda row: row[1] - max(row[2], 0.0),
+        key=lambda row: row[1] - row[2],
     )
     said = (
-        f"{best}, {change(best, 'probe'):.0%} of the answers change along the probe's direction, "
-        f"{change(best, 'class means'):.0%} along the class means, {random:.0%} along the strongest random one"
+        f"{best}, {turned(best, 'probe'):.0%} of the answers turn to the opposite along the probe's direction, "
+        f"{turned(best, 'class means'):.0%} along the class means, {random:.0%} along the strongest random one"
     )
     if moved >= 0.2 and moved > 2 * random:
         return f"The model uses what is read: {said}."
@@ -137,7 +136,7 @@ def verdict(effects: Sequence[Effect]) -> str:
 def _tried(
     bench: Bench,
     asked: Sequence[Conversation],
-    base: NDArray[np.bool_],
+    base: NDArray[np.int64],
     found: Sequence[Direction],
     method: str,
     scale: float,
@@ -146,14 +145,14 @@ def _tried(
     effects = []
     for direction in found:
         after = base.copy()
-        for shows in (True, False):
+        for shows in (1, 0):
             kept = np.flatnonzero(base == shows)
             edits = _edits(bench.probe.manifest.layers, direction, method, -scale if shows else scale)
             after[kept] = _shown(_model(bench), [asked[i] for i in kept], edits)
         name = f"steered, scale {scale:g}" if method == "steer" else "patched"
         effects.append(_effect(name, direction.along, base, after))
     random = [effect for effect in effects if effect.along == "random"]
-    strongest = min(random, key=lambda e: e.positive_prompts.hits - e.negative_prompts.hits)
+    strongest = max(random, key=lambda e: (e.turned_off.hits + e.turned_on.hits, -e.broken.hits))
     return [*(effect for effect in effects if effect.along != "random"), strongest]
 
 
@@ -174,12 +173,13 @@ def _edits(layers: Sequence[int], d: Direction, method: str, scale: float) -> Ma
     return {layer: edit(i) for i, layer in enumerate(layers)}
 
 
-def _effect(name: str, along: Along, base: NDArray[np.bool_], after: NDArray[np.bool_]) -> Effect:
+def _effect(name: str, along: Along, base: NDArray[np.int64], after: NDArray[np.int64]) -> Effect:
     return Effect(
         intervention=name,
         along=along,
-        positive_prompts=_share(after[base]),
-        negative_prompts=_share(after[~base]),
+        turned_off=_share(after[base == 1] == 0),
+        turned_on=_share(after[base == 0] == 1),
+        broken=_share(after == -1),
     )
 
 
@@ -198,7 +198,7 @@ def _model(bench: Bench) -> LoadedModel:
 
 def _shown(
     loaded: LoadedModel, asked: Sequence[Conversation], edits: Mapping[int, Edit]
-) -> NDArray[np.bool_]:
+) -> NDArray[np.int64]:
     with edited(loaded, edits):
         answers = hf.generate(loaded, [chat.prompt for chat in asked], max_new_tokens=MAX_NEW_TOKENS)
     return behaviour.shown(asked, [text for text, _ in answers])

@@ -134,9 +134,8 @@ def _leaks(
 def _subject(bench: Bench) -> Subject:
     m = bench.probe.manifest
     mask = m.token_mask
-    prompt = {"none": "", "all": "the prompt's tokens", "last_k": f"the last {mask.last_k} of the prompt"}[
-        mask.prompt
-    ]
+    last = "the prompt's last token" if mask.last_k == 1 else f"the prompt's last {mask.last_k} tokens"
+    prompt = {"none": "", "all": "the prompt's tokens", "last_k": last}[mask.prompt]
     answer = "the answer's tokens" if mask.generated else ""
     return Subject(
         name=m.name,

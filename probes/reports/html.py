@@ -111,7 +111,7 @@ def _separation(card: Card) -> str:
         "Separation",
         "Each contrast sets the same positives against another choice of negatives. Intervals: 95%, bootstrap over "
         "groups, the threshold estimated anew in each resample.",
-        table([*head, *(f"AUROC, {NAMES[name]}" for name in names)], rows),
+        table([*head, *(NAMES[name] for name in names)], rows),
         f'<div class="row">{drawn}{_reliability(card)}</div>',
     )
 
@@ -131,7 +131,7 @@ def _reliability(card: Card) -> str:
 def _deployed(card: Card) -> str:
     lead = (
         "What the artifact's threshold does on all test conversations, and what a flag is worth where the concept is "
-        "rarer (at worst: at the bad ends of both intervals)."
+        "rarer (at worst: at the bad ends of both intervals). False positives depend on the mix: see By group."
     )
     if isinstance(card.deployed, NotComputed):
         return section("At the threshold", lead, missing(card.deployed))
@@ -257,18 +257,23 @@ def _causal(card: Card) -> str:
         [
             e.intervention,
             "" if e.along == "none" else e.along,
-            share(e.positive_prompts),
-            share(e.negative_prompts),
+            *map(share, (e.turned_off, e.turned_on, e.broken)),
         ]
         for e in found.effects
     ]
-    head = ["intervention", "along", "still show it, pushed against it", "now show it, pushed towards it"]
+    head = [
+        "intervention",
+        "along",
+        "turned off, pushed against it",
+        "turned on, pushed towards it",
+        "neither",
+    ]
     return section(
         "Causal check",
         f"{found.verdict} {lead}",
         drawing(
             plots.svg(card, "causal"),
-            "Prompts at which the model shows the behaviour by itself; lower: pushed out of it.",
+            "Of the answers that show the behaviour: those that show its opposite when pushed against it.",
         ),
         table(head, rows),
     )

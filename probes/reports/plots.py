@@ -91,7 +91,11 @@ def reliability(ax: Any, card: Card, theme: Theme) -> None:
     x, y = [b.predicted for b in found.bins], [b.observed.value for b in found.bins]
     spread = [[v - b.observed.low for v, b in zip(y, found.bins, strict=True)]]
     spread.append([b.observed.high - v for v, b in zip(y, found.bins, strict=True)])
-    ax.errorbar(x, y, yerr=spread, fmt="o-", color=theme.first, lw=1.4, ms=5, elinewidth=1)
+    ax.errorbar(x, y, yerr=spread, fmt="none", ecolor=theme.first, elinewidth=1)
+    most = max(b.observed.n for b in found.bins)
+    ax.scatter(
+        x, y, s=[14 + 130 * b.observed.n / most for b in found.bins], color=theme.first, lw=0, zorder=3
+    )
     ax.set(
         xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted probability", ylabel="share of positives"
     )
@@ -104,6 +108,7 @@ def latency(ax: Any, card: Card, theme: Theme) -> None:
     last = max(steps[-1][0] + 1, 10)
     x, y = [step[0] for step in steps] + [last], [step[1] for step in steps] + [steps[-1][1]]
     ax.step(x, y, where="post", color=theme.first, lw=1.8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlim=(-0.5, last), ylim=(0, 1.03), xlabel="answer tokens", ylabel="positives caught")
 
 
@@ -144,24 +149,21 @@ def stress(ax: Any, card: Card, theme: Theme) -> None:
 
 
 def causal(ax: Any, card: Card, theme: Theme) -> None:
-    """How many prompts still show the behaviour when the stream is pushed against it."""
+    """Answers that turn to the opposite when the stream is pushed against the behaviour."""
     found = _part(card.causal, Causal)
     names = list(dict.fromkeys(effect.intervention for effect in found.effects))[1:]
     colours = {"probe": theme.first, "class means": theme.second, "random": theme.muted}
-    base = found.effects[0].positive_prompts.value
-    ax.axhline(base, color=theme.muted, lw=1, ls=(0, (2, 3)))
     for i, (along, colour) in enumerate(colours.items()):
-        shares = [_effect(found.effects, name, along) for name in names]
-        ax.bar(
-            [x + (i - 1) * 0.27 for x in range(len(names))],
-            [share.value for share in shares],
-            width=0.24,
-            color=colour,
-            label=f"along {along}" if along != "random" else "strongest random",
-        )
-    labels = [name.replace("steered, scale ", "steer ×") for name in names]
-    ax.set(ylim=(0, 1.28), ylabel="still show the behaviour", yticks=[0, 0.25, 0.5, 0.75, 1.0])
-    ax.set_xticks(range(len(names)), labels)
+        shares = [_turned(found.effects, name, along) for name in names]
+        x = [place + (i - 1) * 0.27 for place in range(len(names))]
+        label = "strongest random" if along == "random" else f"along {along}"
+        ax.bar(x, [share.value for share in shares], width=0.24, color=colour, label=label)
+        for place, share in zip(x, shares, strict=True):
+            ax.text(
+                place, share.value + 0.02, f"{share.value:.0%}", ha="center", color=theme.ink, fontsize=8.5
+            )
+    ax.set(ylim=(0, 1.28), ylabel="answers turned", yticks=[0, 0.25, 0.5, 0.75, 1.0])
+    ax.set_xticks(range(len(names)), names)
     ax.legend(loc="upper center", ncols=3)
 
 
@@ -227,8 +229,8 @@ def _part(found: object, kind: type[Part]) -> Part:
     return found
 
 
-def _effect(effects: Sequence[Effect], name: str, along: str) -> Share:
-    return next(e.positive_prompts for e in effects if e.intervention == name and e.along == along)
+def _turned(effects: Sequence[Effect], name: str, along: str) -> Share:
+    return next(e.turned_off for e in effects if e.intervention == name and e.along == along)
 
 
 def _dots(ax: Any, rows: Sequence[tuple[str, Figure, str]]) -> None:

@@ -230,6 +230,7 @@ def test_markers_decide_by_the_first_one() -> None:
     assert behaviour.shows(case, "It is sound, not cracked.") is True
     assert behaviour.shows(case, "cracked. Not sound") is False
     assert behaviour.shows(case, "who knows") is None
+    assert behaviour.shown([case] * 3, ["sound", "cracked", "who"]).tolist() == [1, 0, -1]
     with pytest.raises(probes.DatasetInvalid, match="positive and negative"):
         behaviour.markers(chat("a", "x", "y", 1, markers=["sound"]))
 
@@ -241,23 +242,21 @@ def test_the_planted_cause_is_found_and_random_directions_are_not(
     monkeypatch.setattr(causal, "MAX_PROMPTS", 12)
     found = causal.causal(modelled)
     assert isinstance(found, causal.Causal)
-    assert found.effects[0].positive_prompts.value == 1.0
-    assert found.effects[0].negative_prompts.value == 0.0
+    assert found.effects[0].turned_off.value == found.effects[0].broken.value == 0.0
     patched = {e.along: e for e in found.effects if e.intervention == "patched"}
-    assert patched["probe"].positive_prompts.value == 0.0
-    assert patched["probe"].negative_prompts.value == 1.0
-    assert patched["random"].positive_prompts.value == 1.0
+    assert patched["probe"].turned_off.value == patched["probe"].turned_on.value == 1.0
+    assert patched["random"].turned_off.value == patched["random"].turned_on.value == 0.0
     assert found.verdict.startswith("The model uses what is read")
 
 
 def test_a_verdict_needs_more_than_the_random_directions_do() -> None:
     def effect(along: causal.Along, hits: int, name: str = "patched") -> Effect:
         share = Share(hits=hits, n=10, low=0.0, high=1.0)
-        return Effect(intervention=name, along=along, positive_prompts=share, negative_prompts=share)
+        return Effect(intervention=name, along=along, turned_off=share, turned_on=share, broken=share)
 
-    base = effect("none", 10, "no intervention")
-    strong = [base, effect("probe", 2), effect("class means", 9), effect("random", 9)]
-    weak = [base, effect("probe", 2), effect("class means", 9), effect("random", 3)]
+    base = effect("none", 0, "no intervention")
+    strong = [base, effect("probe", 8), effect("class means", 1), effect("random", 1)]
+    weak = [base, effect("probe", 8), effect("class means", 1), effect("random", 7)]
     assert causal.verdict(strong).startswith("The model uses")
     assert causal.verdict(weak).startswith("No evidence")
 

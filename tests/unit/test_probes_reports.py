@@ -75,7 +75,7 @@ def without_model() -> Card:
 @pytest.fixture(scope="module")
 def full(without_model: Card) -> Card:
     effects = [
-        Effect(intervention=name, along=along, positive_prompts=share(10), negative_prompts=share(0))
+        Effect(intervention=name, along=along, turned_off=share(10), turned_on=share(0), broken=share(0))
         for name, along in [
             ("no intervention", "none"),
             *(("patched", a) for a in ("probe", "class means", "random")),
