@@ -1,1 +1,4 @@
-"""How a card is drawn: `html` for the page, `plots` for its pictures (the only module that draws, with matplotlib)."""
+"""What is drawn: `html`, `sections` and `plots` for the report card, `profile` for a sweep.
+
+matplotlib is known here alone.
+"""

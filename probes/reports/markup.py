@@ -69,6 +69,11 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}"
 
 
+def percent(value: float | None) -> str:
+    """A share without its interval."""
+    return "unknown" if value is None else f"{value:.1%}"
+
+
 def _cell(found: Cell | str) -> str:
     cell = Cell(found) if isinstance(found, str) else found
     tone = f' class="{cell.tone}"' if cell.tone else ""
