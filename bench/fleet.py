@@ -26,7 +26,7 @@ from typing import Any
 
 import requests
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
 from monitor.demo.server import free_port
 from monitor.metrics import PHASES, Metrics
@@ -80,6 +80,12 @@ def fleet(size: int, probes: int) -> list[Exporter]:
     """Servers that are watched alike: every second probe acts."""
     made = [_probe(f"probe-{i}", "alert" if i % 2 else "observe", i) for i in range(probes)]
     return [Exporter(index, made) for index in range(size)]
+
+
+def series(probes: int) -> int:
+    """How many one server exports with that many probes."""
+    page = fleet(1, probes)[0].page().decode()
+    return sum(1 for line in page.splitlines() if line and not line.startswith("#"))
 
 
 def _probe(name: str, action: str, seed: int) -> Probe:
@@ -191,7 +197,9 @@ def measure(size: int, probes: int, interval: float, seconds: float) -> dict[str
         try:
             prometheus.wait_ready()
             empty = prometheus.own("process_resident_memory_bytes")
+            busy, started = prometheus.own("process_cpu_seconds_total"), time.monotonic()
             time.sleep(seconds)
+            used = (prometheus.own("process_cpu_seconds_total") - busy) / (time.monotonic() - started)
             found = {
                 "nodes": size,
                 "probes": probes,
@@ -202,6 +210,7 @@ def measure(size: int, probes: int, interval: float, seconds: float) -> dict[str
                 "scrape, median, ms": 1e3 * prometheus.ask("quantile(0.5, scrape_duration_seconds)"),
                 "scrape, 99%, ms": 1e3 * prometheus.ask("quantile(0.99, scrape_duration_seconds)"),
                 "rules, one round, ms": 1e3 * _rule_seconds(prometheus),
+                "Prometheus, cores": used,
                 "memory before, MiB": empty / 2**20,
                 "memory, MiB": prometheus.own("process_resident_memory_bytes") / 2**20,
             }
@@ -228,8 +237,16 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between scrapes of the fleet")
-    parser.add_argument("--seconds", type=float, default=75.0, help="how long each run takes")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long each run takes")
+    parser.add_argument(
+        "--without-created",
+        action="store_true",
+        help="as with PROMETHEUS_DISABLE_CREATED_SERIES=True: no series that only tells when a child was made",
+    )
     args = parser.parse_args()
+    if args.without_created:
+        disable_created_metrics()
+    print("series a node, by probes: " + ", ".join(f"{n}: {series(n)}" for n in (1, 4, 8, 16)), flush=True)
     found = measure(args.nodes, args.probes, args.interval, args.seconds)
     dense = measure(DENSE_NODES, args.probes, args.seconds / FULL_CHUNK, args.seconds + 5)
     found |= {name: dense[name] for name in ("samples a series", "bytes a sample")}
