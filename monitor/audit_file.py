@@ -34,6 +34,8 @@ class AuditFile:
     def __init__(self, path: Path, key: bytes | None) -> None:
         self.path = path
         self._key = key
+        self._seen = Link()
+        """The furthest that this process has seen the log: it never gets shorter."""
 
     def open(self) -> None:
         """Makes folder (0700) and files (0600) where they are missing. Raises ``AuditError``."""
@@ -60,6 +62,7 @@ class AuditFile:
                     data += line
                 _write(log, data, size)
                 write_head(head_file, Head(link, size + len(data)), self._key)
+                self._seen = link
         except (OSError, ValueError) as error:
             raise AuditError(f"{self.path}: {error}") from error
         return str(end.note["reason"]) if end.note is not None and end.note["event"] == BROKEN else None
@@ -80,9 +83,11 @@ class AuditFile:
         except ValueError as error:
             return self._after_damage(log, size, None, f"its head {error}")
         if head is None:
-            if size == 0:
+            if size == 0 and self._seen.serial == 0:
                 return _End(Link(), None)
             return self._after_damage(log, size, None, "its head is missing")
+        if head.link.serial < self._seen.serial:
+            return self._after_damage(log, size, head, "an older copy was put back")
         if size == head.size:
             return _End(head.link, None)
         if size == 0:
@@ -116,7 +121,7 @@ class AuditFile:
         except BrokenLine:
             serial = 0
         known = head.link.serial if head is not None else 0
-        link = Link(max(serial, known), hashlib.sha256(last).hexdigest())
+        link = Link(max(serial, known, self._seen.serial), hashlib.sha256(last).hexdigest())
         return _End(link, {"event": BROKEN, "reason": reason}, torn=bool(rest))
 
 

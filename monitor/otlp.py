@@ -128,8 +128,7 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
     if settings.otlp_endpoint is None:
         return None
     endpoint = settings.otlp_endpoint.rstrip("/")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_address(endpoint):
         raise ConfigurationError(
             f"PROBEWATCH_OTLP_ENDPOINT={endpoint} is no address of a collector; name its OTLP/HTTP port, as in "
             "http://collector:4318"
@@ -137,6 +136,14 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
     found = Otlp(endpoint, headers_of(environ.get(HEADERS_VARIABLE, "")), _signals(environ))
     found.start()
     return found
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port beyond 65535
+        return False
 
 
 def headers_of(text: str) -> dict[str, str]:

@@ -193,6 +193,22 @@ def test_the_writer_notices_damage_says_so_in_the_log_and_goes_on(
     assert any("tells that the log was broken" in fault and reason in fault for fault in faults), faults
 
 
+def test_a_running_writer_notices_that_everything_was_replaced_or_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = AuditFile(path, KEY)
+    assert log.append([{"event": "verdict"}] * 3) is None
+    old = (path.read_bytes(), head_path(path).read_bytes())
+    assert log.append([{"event": "verdict"}] * 3) is None
+    path.write_bytes(old[0])
+    head_path(path).write_bytes(old[1])
+    assert log.append([{"event": "verdict"}]) == "an older copy was put back"
+    assert any("serials 4 to 6 are missing" in fault for fault in verify([path], KEY).faults)
+    path.unlink()
+    head_path(path).unlink()
+    assert log.append([{"event": "verdict"}]) == "its head is missing"
+    assert any("serials 1 to 8 are missing" in fault for fault in verify([path], KEY).faults)
+
+
 def test_lines_of_a_process_that_died_before_its_head_are_no_damage(tmp_path: Path) -> None:
     path = written(tmp_path / "log")
     head = head_path(path).read_bytes()

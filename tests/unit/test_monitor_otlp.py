@@ -173,7 +173,7 @@ def test_a_collector_that_is_gone_or_hangs_never_holds_up_serving(collector: Col
     release.set()
 
 
-@pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://collector", "http://"])
+@pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://c", "http://", "http://[", "http://c:70000"])
 def test_what_is_no_address_is_refused(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match=r"PROBEWATCH_OTLP_ENDPOINT=.*http://collector:4318"):
         open_otlp(Settings(otlp_endpoint=endpoint), {})
