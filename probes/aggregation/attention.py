@@ -6,14 +6,14 @@ log N+ and log N-: everything stays in logarithms, so no logit is too large and 
 
 import numpy as np
 
-from probes.aggregation.rule import Carry, Floats, halves, scalar
+from probes.aggregation.rule import Carry, Floats, halves, scalar, softmax_average
 from probes.method import Aggregation
 
 
 def softmax_final(states: Floats, rule: Aggregation) -> float:
     """sum_t z_t softmax_t(z / T), T the temperature."""
     scores = scalar(states)
-    return float(_average(scores[:, None] / (rule.temperature or 1.0), scores[:, None])[0])
+    return float(softmax_average(scores[:, None] / (rule.temperature or 1.0), scores[:, None])[0])
 
 
 def softmax_running(states: Floats, carry: Carry, rule: Aggregation) -> tuple[Floats, Carry]:
@@ -26,19 +26,13 @@ def softmax_running(states: Floats, carry: Carry, rule: Aggregation) -> tuple[Fl
 def attention_final(states: Floats, _: Aggregation) -> float:
     """sum_h sum_t softmax_t(q_h) v_h of states (q_1..q_H, v_1..v_H)."""
     logits, values = halves(states)
-    return float(_average(logits, values).sum())
+    return float(softmax_average(logits, values).sum())
 
 
 def attention_running(states: Floats, carry: Carry, _: Aggregation) -> tuple[Floats, Carry]:
     """Carries (log Z, log N+, log N-), each [H]."""
     averages, carry = _running_averages(*halves(states), carry)
     return averages.sum(1), carry
-
-
-def _average(logits: Floats, values: Floats) -> Floats:
-    """[n, H] and [n, H] -> [H]"""
-    weights = np.exp(logits - logits.max(0))
-    return np.asarray((weights * values).sum(0) / weights.sum(0), np.float64)
 
 
 def _running_averages(logits: Floats, values: Floats, carry: Carry) -> tuple[Floats, Carry]:

@@ -38,6 +38,12 @@ def halves(states: Floats) -> tuple[Floats, Floats]:
     return states[:, : states.shape[1] // 2], states[:, states.shape[1] // 2 :]
 
 
+def softmax_average(logits: Floats, values: Floats) -> Floats:
+    """sum_t softmax_t(logits) values of each column: [n, H] and [n, H] -> [H]"""
+    weights = np.exp(logits - logits.max(0))
+    return np.asarray((weights * values).sum(0) / weights.sum(0), np.float64)
+
+
 def log_sum(logits: Floats) -> Floats:
     """log sum exp over the last axis."""
     return np.asarray(np.logaddexp.reduce(logits, axis=-1), np.float64)

@@ -7,7 +7,7 @@ padding would count tokens that were never there. From then on full windows alon
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from probes.aggregation.rule import Carry, Floats, halves, scalar
+from probes.aggregation.rule import Carry, Floats, halves, scalar, softmax_average
 from probes.method import Aggregation
 
 MOST_NUMBERS = 1 << 20
@@ -32,7 +32,7 @@ def rolling_attention_final(states: Floats, rule: Aggregation) -> float:
     """The highest attention of any window, of each head by itself or of their sum (`heads`)."""
     window = _window(len(states), rule)
     found = np.array(
-        [_attention(*halves(states[t - window : t])) for t in range(window, len(states) + 1)]
+        [softmax_average(*halves(states[t - window : t])) for t in range(window, len(states) + 1)]
     )  # [windows, H]
     return float(found.max(0).sum() if rule.heads == "max_then_sum" else found.sum(1).max())
 
@@ -44,11 +44,6 @@ def rolling_attention_running(states: Floats, carry: Carry, rule: Aggregation) -
 
 def _window(n: int, rule: Aggregation) -> int:
     return min(n, rule.window or 1)
-
-
-def _attention(logits: Floats, values: Floats) -> Floats:
-    weights = np.exp(logits - logits.max(0))
-    return np.asarray((weights * values).sum(0) / weights.sum(0), np.float64)
 
 
 def _running(logits: Floats, values: Floats, carry: Carry, rule: Aggregation) -> tuple[Floats, Carry]:

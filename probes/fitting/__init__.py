@@ -127,7 +127,7 @@ def fit(
     y = np.asarray(labels)
     if y.shape != (rows.conversations,):
         raise DataError(f"{len(y)} labels for {rows.conversations} conversations; give one for each")
-    if not np.isfinite(rows.hidden.sum().item()):
+    if not bool(rows.hidden.isfinite().all()):
         raise DataError("token rows hold NaN or infinity; collect them again")
     return found.fit(rows, _checked(y, found), options or Options(), seed)
 

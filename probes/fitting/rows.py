@@ -70,17 +70,6 @@ class TokenRows:
         share = self.conversations / (len(np.unique(labels)) * per_class[labels])
         return np.asarray((share / np.diff(self.offsets))[self.owner], np.float64)
 
-    def take(self, chosen: Sequence[int] | NDArray[np.int64]) -> "TokenRows":
-        """Those conversations alone, in that order, without pairs."""
-        parts = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
-        rows = np.concatenate(parts)
-        return TokenRows(
-            self.hidden[torch.from_numpy(rows)],
-            np.cumsum([0, *map(len, parts)]),
-            tuple(self.groups[i] for i in chosen) if self.groups else (),
-            None if self.generated is None else self.generated[rows],
-        )
-
 
 def token_rows(
     found: Sequence[Activations],

@@ -45,7 +45,7 @@ class Kind:
     """tensors -> what `state` needs of them, made once a probe"""
     needs_norm: bool = False
     aggregations: frozenset[str] = ONE_SCORE
-    """Methods that can read these states; the first use of a kind takes the one it was fitted for."""
+    """Methods that can read these states."""
     fault: Callable[[Tensors], str | None] = nothing_wrong
     """What is wrong with tensors that have the right shapes, and the remedy; None if nothing is."""
 
