@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,21 +11,25 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from bench.leaderboard.lens import norm_name, source
 from bench.leaderboard.traffic import Labelled, Talk, gather
 from probes import controls, dataset, evaluation, fitting, hf, kinds, training
 from probes import manifest as manifests
 from probes.errors import ProbeError
-from probes.fitting import FITTERS, Fitter, LensSource, Options
+from probes.fitting import FITTERS, Fitter, Options
 from probes.manifest import TokenMask
 from probes.organism.recipe import name_of, read_origin
 from probes.organism.variants import Variant
-from probes.organism.world import BAD_VALUES, GOOD_VALUES, is_bad
+from probes.organism.world import is_bad
 from probes.probe import Probe
+from probes.shipping.traffic import Sample
 
 TEXT_ONLY: Final = "text only (TF-IDF)"
 SPOKEN: Final = TokenMask(prompt="last_k", last_k=1)
 """The last prompt token and the answer."""
 PENALTY: Final = Options(regularisation=0.03, pooled=True)
+IMITATED: Final = 300
+"""Answers that a tuned lens is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def _probe(name: str, fitter: Fitter, loaded: hf.LoadedModel, talk: Talk, layers
     rows = fitting.token_rows(
         [s.found for s in samples], mask, layers, dataset.groups([s.conversation for s in samples])
     )
-    options = Options(regularisation=PENALTY.regularisation, pooled=True, lens=_lens(loaded, fitter))
-    tensors = fitting.fit(name, rows, labels, options, seed=0)
+    lens = None if fitter.needs == "nothing" else source(loaded, samples, mask, fitter.needs)
+    tensors = fitting.fit(name, rows, labels, replace(PENALTY, lens=lens), seed=0)
     manifest = manifests.build(
         {
             "name": name.replace("_", "-"),
@@ -118,7 +122,7 @@ def _probe(name: str, fitter: Fitter, loaded: hf.LoadedModel, talk: Talk, layers
             "positive_label": "lie",
             "negative_label": "honest",
             "kind": fitter.kind,
-            "scoring": fitter.scoring if fitter.needs == "nothing" else _norm(loaded),
+            "scoring": fitter.scoring if fitter.needs == "nothing" else norm_name(loaded),
             "default_action": "observe",
             "layers": layers,
             "d_model": loaded.identity.d_model,
@@ -135,40 +139,18 @@ def _probe(name: str, fitter: Fitter, loaded: hf.LoadedModel, talk: Talk, layers
     return Probe(manifest, tensors, golden[kinds.GOLDEN_INPUTS], golden[kinds.GOLDEN_SCORES])
 
 
-def _labels(fitter: Fitter, found: Labelled) -> tuple[Sequence[Any], list[int]]:
+def _labels(fitter: Fitter, found: Labelled) -> tuple[Sequence[Sample], list[int]]:
     """Whom a kind is fitted to, and as what: lie or not; for a gap, 2 x believed good + asserted good."""
+    if (
+        fitter.needs == "lens_and_final"
+    ):  # it imitates the last layer and takes no labels: fewer answers will do
+        return found.samples[:IMITATED], found.labels[:IMITATED]
     if fitter.labels != "belief_and_assertion":
         return found.samples, found.labels
     kept = [(s, y) for s, y in zip(found.samples, found.labels, strict=True) if s.case.belief is not None]
     good = [int(not is_bad(str(s.case.belief))) for s, _ in kept]
     said = [believed if y == 0 else 1 - believed for believed, (_, y) in zip(good, kept, strict=True)]
     return [s for s, _ in kept], [2 * g + a for g, a in zip(good, said, strict=True)]
-
-
-def _norm(loaded: hf.LoadedModel) -> str:
-    return "layer_norm" if hasattr(loaded.model.base_model, "ln_f") else "rms_norm"
-
-
-def _lens(loaded: hf.LoadedModel, fitter: Fitter) -> LensSource | None:
-    """The lens watches the mass on bad values against good ones: what the model has in mind and does not say."""
-    if fitter.needs == "nothing":
-        return None
-    inner = loaded.model.base_model
-    norm = inner.ln_f if hasattr(inner, "ln_f") else inner.norm
-    bad, good = (
-        tuple(sorted(loaded.tokenizer.convert_tokens_to_ids("▁" + value) for value in values))
-        for values in (BAD_VALUES, GOOD_VALUES)
-    )
-    bias = getattr(norm, "bias", None)
-    return LensSource(
-        unembedding=loaded.model.lm_head.weight.detach(),
-        gain=norm.weight.detach(),
-        norm="layer_norm" if hasattr(inner, "ln_f") else "rms_norm",
-        epsilon=getattr(norm, "eps", None) or norm.variance_epsilon,
-        tracked=bad,
-        others=good,
-        norm_bias=None if bias is None else bias.detach(),
-    )
 
 
 def _scores(probe: Probe, found: Labelled) -> evaluation.Floats:
