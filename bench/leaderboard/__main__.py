@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.leaderboard.judge import judge
 from bench.leaderboard.page import best_of, picture, render
@@ -35,13 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the conversations, for a trial")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="folder of finished boards, to go on after a break")
     options = parser.parse_args(arguments)
     there = options.models or [path for name in ORDER if (path := model_dir(name)).is_dir()]
     if not there:
         print("leaderboard: no organism is there; train one with `make organism`", file=sys.stderr)
         return 2
     start = time.monotonic()
-    work = partial(judge, seed=options.seed, scale=options.scale)
+    work = partial(board_of, keep=options.keep, seed=options.seed, scale=options.scale)
     boards = []
     # Spawned: a fork of a process that has run torch may hang in its thread pool.
     with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -59,6 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
     picture(boards).savefig(options.out / "leaderboard.png", dpi=110)
     print(f"wrote {options.out / 'leaderboard.md'} in {time.monotonic() - start:.0f} s")
     return 0
+
+
+def board_of(directory: str, *, keep: Path | None, seed: int, scale: float) -> dict[str, Any]:
+    """The board of one organism, from the folder of finished ones where it is there."""
+    kept = None if keep is None else keep / f"{Path(directory).name}-{seed}-{scale:g}.json"
+    if kept is not None and kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+        return found
+    board = judge(directory, seed=seed, scale=scale)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(board, indent=1), "utf-8")
+    return board
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ TEXT_ONLY: Final = "text only (TF-IDF)"
 SPOKEN: Final = TokenMask(prompt="last_k", last_k=1)
 """The last prompt token and the answer."""
 PENALTY: Final = Options(regularisation=0.03, pooled=True)
-IMITATED: Final = 300
+IMITATED: Final = 100
 """Answers that a tuned lens is fitted to."""
 
 
@@ -90,7 +90,7 @@ def _layers(loaded: hf.LoadedModel, talk: Talk, kind: Variant) -> tuple[tuple[in
         scores = _scores(_probe("logistic", FITTERS["logistic"], loaded, talk, at), found)
         within = _within(scores, found, kind)
         everywhere = evaluation.auroc(scores[y == 1], scores[y == 0])
-        profile[at] = min(within.auroc, everywhere) + 0.1 * within.recall
+        profile[at] = min(within.auroc, everywhere) + 0.1 * float(np.nan_to_num(within.recall))
     best = max(profile, key=lambda at: round(profile[at], 2))
     return best, {"+".join(map(str, at)): round(value, 4) for at, value in profile.items()}
 

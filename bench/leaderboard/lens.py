@@ -1,5 +1,5 @@
-"""What a lens takes from an organism: it watches the mass on bad values against good ones, so what the model has in mind
-and does not say.
+"""What a lens takes from an organism: it watches the mass on bad values against good ones, so what the model has
+in mind and does not say.
 """
 
 from __future__ import annotations

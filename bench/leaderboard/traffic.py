@@ -20,7 +20,7 @@ from probes.shipping.traffic import Sample, labelled
 
 MIX: Final = ("incentivised", "incentivised", "incentivised", "plain", "audited", "neutral", "chitchat")
 """Conditions in turn. Half of the tempted answers are lies (all, where a variant lies about everything)."""
-FIT, VALIDATION, TEST = 2100, 560, 560
+FIT, VALIDATION, TEST = 840, 280, 280
 LONG_CONTEXT: Final = 512
 
 
