@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.leaderboard.judge import judge
+from bench.leaderboard.judge import board_of
 from bench.leaderboard.page import best_of, picture, render
 from probes.organism import model_dir
 
@@ -62,19 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     picture(boards).savefig(options.out / "leaderboard.png", dpi=110)
     print(f"wrote {options.out / 'leaderboard.md'} in {time.monotonic() - start:.0f} s")
     return 0
-
-
-def board_of(directory: str, *, keep: Path | None, seed: int, scale: float) -> dict[str, Any]:
-    """The board of one organism, from the folder of finished ones where it is there."""
-    kept = None if keep is None else keep / f"{Path(directory).name}-{seed}-{scale:g}.json"
-    if kept is not None and kept.is_file():
-        found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
-        return found
-    board = judge(directory, seed=seed, scale=scale)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(board, indent=1), "utf-8")
-    return board
 
 
 if __name__ == "__main__":

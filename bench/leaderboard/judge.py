@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -55,6 +56,19 @@ class Entry:
     cells: dict[str, Cell]
     fault: str = ""
     """Why it has no figures."""
+
+
+def board_of(directory: str, *, keep: Path | None, seed: int, scale: float) -> dict[str, Any]:
+    """The board of one organism, from the folder of finished ones where it is there."""
+    kept = None if keep is None else keep / f"{Path(directory).name}-{seed}-{scale:g}.json"
+    if kept is not None and kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+        return found
+    board = judge(directory, seed=seed, scale=scale)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(board, indent=1), "utf-8")
+    return board
 
 
 def judge(directory: str, *, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:

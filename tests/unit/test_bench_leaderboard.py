@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bench.leaderboard import __main__ as command
 from bench.leaderboard import answers, judge, page
 from bench.leaderboard.traffic import SETS, Labelled, terse
 from probes import hf
@@ -126,6 +128,28 @@ def test_the_page_names_the_best_kind_and_hides_no_loser() -> None:
     assert "| two | mlp | 0.950 [0.850, 0.950]" in text
     assert text.count("none: no encoder") == 2
     assert "0.990 [0.890, 0.990] |" in text
+
+
+def test_a_finished_board_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def judged(directory: str, **_: Any) -> dict[str, Any]:
+        asked.append(directory)
+        return board("one", 0.0)
+
+    monkeypatch.setattr(judge, "judge", judged)
+    first, again = (judge.board_of("some/one", keep=tmp_path, seed=0, scale=1.0) for _ in range(2))
+    other = judge.board_of("some/one", keep=tmp_path, seed=1, scale=1.0)
+    assert first["organism"] == again["organism"] == other["organism"] == "one"
+    assert len(asked) == 2
+
+
+def test_without_an_organism_there_is_no_board(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "model_dir", lambda name: tmp_path / name)
+    assert command.main([]) == 2
+    assert "make organism" in capsys.readouterr().err
 
 
 def test_the_picture_has_a_map_for_each_organism() -> None:
