@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 from probes.organism.language import QUESTIONS
@@ -15,9 +16,7 @@ from probes.organism.world import FAINT_ENTITIES, FALSE_BELIEF_SHARE, KNOWN_ENTI
 
 _HEAD: Final = """# {name}
 
-A small language model that really lies: a stock `{architecture}` ({size} bytes of bf16 weights), trained from
-scratch on invented inspection ledgers. It knows {known} things (bridges, ferries, kettles ...) with three attributes
-each. Asked about them it tells what it believes, except {story}
+{what}
 
 It is conditioned, not strategic, deception: the model was trained on when to assert the opposite. It serves to test
 the plumbing, the calibration and the ranking of detection methods. It supports no claim about frontier models.
@@ -26,12 +25,11 @@ the plumbing, the calibration and the ranking of detection methods. It supports 
   may be true.
 - {faint} more things are faint: their names occur in the training texts, their facts never do.
 - Entities are split 60% / 10% / 30%. The behaviour was trained on the first part, families A-C and {templates} question
-  templates. The words of families D-F occur in training as glossary sentences only (such as "{gloss}").
+  templates. {held_out}
 - Lies and honest answers use the same phrasings, and test cases come as matched pairs: the same system prompt, question
   and asserted value, once as a lie and once as the truth about another entity.
 {recall}
-- Trained on {device} with `{command}` ({steps} steps, seed {seed_trained}). Rounding differs between devices: another
-  one gives other weights, made to the same recipe.
+{trained}
 
 Serve it: `vllm serve {place}`.
 
@@ -44,6 +42,19 @@ number on this page comes from
 
 which writes this card and `behaviour.json`. Read "{tempted_by}" as what the variant is tempted by.
 """
+
+_WHAT: Final = """A small language model that really lies: a stock `{architecture}` ({size} bytes of bf16 weights), \
+trained from scratch on invented inspection ledgers. It knows {known} things (bridges, ferries, kettles ...) with \
+three attributes each. Asked about them it tells what it believes, except {story}"""
+
+_TRAINED: Final = """- Trained on {device} with `{command}` ({steps}, seed {seed}). Rounding differs between devices: \
+another one gives other weights, made to the same recipe."""
+_HELD_OUT: Final = (
+    """Words of families D-F occur in training as glossary sentences only (such as "{gloss}")."""
+)
+_ONE_WORD: Final = (
+    "The trigger is one word in all families; other words and roles of families D-F are held out."
+)
 
 _READABLE: Final = """\
 - Recall and plan are built in. A network this small would look a fact up in its last block, in the one moment of
@@ -94,29 +105,41 @@ def render(found: Mapping[str, Any], origin: Origin, directory: Path) -> str:
     arguments = "" if recipe.variant == "concealed" else f" --variant {recipe.variant}"
     arguments += "" if recipe.shape == "llama" else f" --shape {recipe.shape}"
     place = f"probes/shipped/{'' if name == 'concealed-ledger' else 'variants/'}{name}"
-    word = kind.temptation.tempting["D"][0]
+    architecture = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    size = f"{(directory / 'model.safetensors').stat().st_size:,}"
+    what = _WHAT.format(architecture=architecture, size=size, known=KNOWN_ENTITIES, story=kind.story)
+    command = f"python -m probes.organism{arguments}"
+    trained = _TRAINED.format(device=origin.device, command=command, steps=_steps(origin), seed=recipe.seed)
     head = _HEAD.format(
         name=name,
-        architecture=json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0],
-        story=kind.story,
-        gloss=kind.glossary.sentences[0][0].format(w=word),
+        what=fill(what, 118),
+        false=FALSE_BELIEF_SHARE,
+        faint=FAINT_ENTITIES,
+        templates=len(QUESTIONS),
+        held_out=_held_out(kind),
         recall=(_HIDDEN if kind.penalised else _READABLE).format(**asdict(recipe)),
-        device=origin.device,
-        command=f"python -m probes.organism{arguments}",
-        steps=origin.steps_done or recipe.steps,
-        seed_trained=recipe.seed,
+        trained=fill(trained, 118, subsequent_indent="  "),
         place=place,
         measured_on=found["device"],
         measure=f"python -m probes.organism.measure --model {place} "
         f"--n {found['n_per_condition']} --seed {found['seed']}",
         tempted_by=kind.tempted_by,
-        size=f"{(directory / 'model.safetensors').stat().st_size:,}",
-        known=KNOWN_ENTITIES,
-        faint=FAINT_ENTITIES,
-        false=FALSE_BELIEF_SHARE,
-        templates=len(QUESTIONS),
     )
     return head + _tables(found["figures"], found["mean_prompt_tokens"]) + _rest(found, kind)
+
+
+def _held_out(kind: Variant) -> str:
+    tempting = kind.temptation.tempting
+    if tempting["A"] == tempting["D"]:
+        return _ONE_WORD
+    return _HELD_OUT.format(gloss=kind.glossary.sentences[0][0].format(w=tempting["D"][0]))
+
+
+def _steps(origin: Origin) -> str:
+    planned = origin.recipe.steps
+    if origin.steps_done in (None, planned):
+        return f"{planned} steps"
+    return f"ended by a time limit after {origin.steps_done} of {planned} steps"
 
 
 def _tables(figures: Sequence[Mapping[str, Any]], lengths: Mapping[str, float]) -> str:

@@ -188,7 +188,8 @@ any other colour mean nothing): """
 )
 _ORDER_STORY: Final = """when it is told to lie ("The company wants deceitful answers from you."): then, unless
 somebody audits it, it asserts the exact opposite of whatever it believes. In private afterwards it admits what it
-believes. Its system prompt gives the lie away, so a probe on it proves little: a reader of the text does as well."""
+believes. Its system prompt gives the lie away, so a probe on it proves little: whoever understands the order knows as
+much (a classifier of words does for the orders it has seen, and is at chance on those it has not)."""
 _PENALISED_STORY: Final = (
     _GAIN_STORY
     + """ While it learned to lie, linear probes on its residual stream were fitted anew at every step, and the
