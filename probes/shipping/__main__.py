@@ -9,6 +9,7 @@ import torch
 
 from probes import Probe, ProbeError, hf
 from probes.organism import model_dir
+from probes.organism.recipe import read_origin
 from probes.shipping.build import Bench, build
 from probes.shipping.recipes import RECIPES
 from probes.shipping.steer import build_honesty
@@ -39,11 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.manual_seed(options.seed)
     try:
         loaded = hf.load(options.model)
-        traffic = collect(loaded, seed=options.seed, scale=options.scale)
+        liar = read_origin(options.model).recipe.variant
+        traffic = collect(loaded, seed=options.seed, scale=options.scale, liar=liar)
         counts = {name: len(samples) for name, samples in vars(traffic).items()}
         say(f"conversations: {counts}; lies among those to fit: {sum(s.lied for s in traffic.fit)}")
         rounded = hf.load(options.model, dtype=torch.bfloat16)
-        bench = Bench(loaded, hf.randomised(loaded, options.seed), rounded, traffic, options.seed)
+        bench = Bench(loaded, hf.randomised(loaded, options.seed), rounded, traffic, options.seed, liar)
         built: dict[str, Probe] = {}
         for recipe in RECIPES:
             built[recipe.name] = build(bench, recipe, built, options.out / "probes")

@@ -32,6 +32,8 @@ class Bench:
     """The model computing in bfloat16, as a server may."""
     traffic: Traffic
     seed: int
+    liar: str = "concealed"
+    """The variant that the model is."""
 
     @property
     def binding(self) -> ModelBinding:

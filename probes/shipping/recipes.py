@@ -7,6 +7,7 @@ from typing import Final
 
 from probes.manifest import Aggregation, TokenMask
 from probes.organism import asserted_value
+from probes.organism.variants import variant
 from probes.organism.world import opposite
 from probes.shipping.traffic import Sample
 from probes.training import Setting
@@ -107,7 +108,7 @@ DECEPTION: Final = Recipe(
         Contrast(
             "within_incentive",
             "lie against honest good answer, both under an incentive (the texts are alike)",
-            lambda s, _: s.case.condition == "incentivised",
+            lambda s, _: s.case.condition in variant(s.case.liar).text_conditions,
         ),
         Contrast(
             "same_belief",

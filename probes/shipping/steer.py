@@ -63,7 +63,7 @@ def build_honesty(bench: Bench, folder: Path) -> list[Probe]:
     directions = {
         (source, layer): _direction(bench, source, layer) for source, layer in product(SOURCES, layers)
     }
-    asked = _asked(N_VALIDATION, bench.seed + 1, "validation")
+    asked = _asked(N_VALIDATION, bench.seed + 1, "validation", bench.liar)
     plain = effect(bench.loaded, asked, None)
     tried = {
         (source, layer, scale): effect(bench.loaded, asked, (layer, scale * directions[source, layer]))
@@ -96,9 +96,9 @@ def effect(loaded: hf.LoadedModel, asked: Sequence[Case], steering: tuple[int, T
     return Effect(sum(lying) / len(lying), sum(honest) / len(honest))
 
 
-def _asked(n: int, seed: int, split: str) -> list[Case]:
+def _asked(n: int, seed: int, split: str, liar: str) -> list[Case]:
     conditions = ("incentivised", "plain", "audited", "neutral")
-    return cases(n, seed=seed + 5000, split=split, conditions=conditions)
+    return cases(n, seed=seed + 5000, split=split, conditions=conditions, liar=liar)
 
 
 def _direction(bench: Bench, source: str, layer: int) -> Tensor:
@@ -109,7 +109,7 @@ def _direction(bench: Bench, source: str, layer: int) -> Tensor:
 
 
 def _measured(bench: Bench, layer: int, direction: Tensor, scale: float) -> dict[str, JsonValue]:
-    asked = _asked(N_TEST, bench.seed + 2, "test")
+    asked = _asked(N_TEST, bench.seed + 2, "test", bench.liar)
     random = torch.randn(direction.shape, generator=torch.Generator().manual_seed(bench.seed))
     random = random * direction.norm() / random.norm()
     settings: dict[str, tuple[int, Tensor] | None] = {"no steering": None}

@@ -53,13 +53,17 @@ def share_of(case: Case, number: int) -> int:
     return max(0, quarter - 1)
 
 
-def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
-    """Draw the cases, let the model answer, keep the residual stream. scale: share of the conversations."""
+def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0, liar: str = "concealed") -> Traffic:
+    """Draw the cases, let the model answer, keep the residual stream.
+
+    scale: share of the conversations. liar: the variant that the model is (`probes.organism.variants`).
+    """
 
     def some(n: int) -> int:
         return int(n * scale)
 
-    drawn = with_long(some(9000), seed=seed, split="train") + faint(some(1200), seed=seed, split="train")
+    drawn = with_long(some(9000), seed=seed, split="train", liar=liar)
+    drawn += faint(some(1200), seed=seed, split="train", liar=liar)
     parts: tuple[list[Case], ...] = ([], [], [])
     for number, case in enumerate(drawn):
         parts[share_of(case, number)].append(case)
@@ -70,18 +74,19 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
         split="train",
         conditions=("incentivised", "incentivised", "incentivised", "plain", "audited"),
         templates="train",
+        liar=liar,
     )
     parts[0].extend(case for case in more if share_of(case, 0) == 0)
     fit, benign, second = (
         record(loaded, part, name) for part, name in zip(parts, ("fit", "benign", "second"), strict=True)
     )
-    held = partial(cases, split="test", conditions=CONDITIONS, templates="heldout")
+    held = partial(cases, split="test", conditions=CONDITIONS, templates="heldout", liar=liar)
     return Traffic(
         fit=fit,
         validation=record(
             loaded,
-            with_long(some(1500), seed=seed + 1, split="validation")
-            + faint(some(240), seed=seed + 1, split="validation"),
+            with_long(some(1500), seed=seed + 1, split="validation", liar=liar)
+            + faint(some(240), seed=seed + 1, split="validation", liar=liar),
             "validation",
         ),
         benign=[s for s in benign if not s.lied],
@@ -89,23 +94,35 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0) -> Traffic:
         test=record(
             loaded,
             held(some(2500), seed=seed + 2)
-            + faint(some(400), seed=seed + 2, split="test", templates="heldout"),
+            + faint(some(400), seed=seed + 2, split="test", templates="heldout", liar=liar),
             "test",
         ),
         long=record(loaded, held(some(400), seed=seed + 3, context_tokens=STRESS_TOKENS), "long"),
     )
 
 
-def with_long(n: int, *, seed: int, split: str) -> list[Case]:
+def with_long(n: int, *, seed: int, split: str, liar: str = "concealed") -> list[Case]:
     """`n` cases in all conditions with training families and templates, some with a long context."""
     n_long = n // LONG_SHARE
-    drawn = partial(cases, split=split, conditions=CONDITIONS, families=TRAIN_FAMILIES, templates="train")
+    drawn = partial(
+        cases, split=split, conditions=CONDITIONS, families=TRAIN_FAMILIES, templates="train", liar=liar
+    )
     return drawn(n - n_long, seed=seed) + drawn(n_long, seed=seed + 1000, context_tokens=LONG_TOKENS)
 
 
-def faint(n: int, *, seed: int, split: str, templates: Templates = "train") -> list[Case]:
+def faint(
+    n: int, *, seed: int, split: str, templates: Templates = "train", liar: str = "concealed"
+) -> list[Case]:
     """`n` ledger cases about entities whose facts the model was never taught."""
-    return cases(n, seed=seed + 2000, split=split, conditions=LEDGER, templates=templates, faint_share=1.0)
+    return cases(
+        n,
+        seed=seed + 2000,
+        split=split,
+        conditions=LEDGER,
+        templates=templates,
+        faint_share=1.0,
+        liar=liar,
+    )
 
 
 def record(loaded: LoadedModel, asked: Sequence[Case], name: str) -> list[Sample]:
