@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import probes
-from probes import specs, sweeps
+from probes import fitting, specs, sweeps, training
 from probes.dataset import Conversation
 from probes.hf import Activations
 from probes.identity import ModelIdentity
@@ -17,6 +17,7 @@ from probes.method import Aggregation
 from probes.plan import Plan, versions
 from probes.reports import profile as picture
 from probes.sweeps import Point, Side
+from probes.training import Setting
 
 torch.set_num_threads(1)
 
@@ -159,6 +160,22 @@ def test_kinds_bring_their_aggregation_and_tokens_unless_the_plan_says_otherwise
         1.0,
         1.0,
     ]
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "mass_mean", "difference_of_means"])
+def test_the_penalty_is_swept_where_a_fit_reads_it(name: str) -> None:
+    source, side = Planted(), Side(chats(40, "t"))
+    found = source.activations(side.chats, (KNOWS,), TokenMask())
+    weak, strong = (
+        training.fit(
+            Setting(name, (KNOWS,), TokenMask(), TokenMask(), Aggregation(), regularisation=c),
+            found,
+            side.labels,
+        )
+        for c in (1.0, 1e-3)
+    )
+    assert fitting.FITTERS.keys() >= sweeps.PENALISED
+    assert torch.equal(weak["weight"], strong["weight"]) == (name not in sweeps.PENALISED)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
