@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,8 @@ def train(options: argparse.Namespace) -> int:
     sides = splits.sides(chats, seed=task.plan.seed)
     for line in _counts(sides):
         print(line)
+    if options.kind == ["all"] and not Side(sides.train).paired:
+        task = replace(task, plan=_without_pairs(task.plan))
     points = _sweep(source, sides, task)
     chosen = sweeps.choose(points)
     written = _write(options, task, chats, sides, points, chosen)
@@ -100,6 +102,11 @@ def _task(options: argparse.Namespace) -> Task:
         "negative_label": given["negative"],
     }
     return Task(plan, recipe, described)
+
+
+def _without_pairs(plan: Plan) -> Plan:
+    print(f"left out: {', '.join(sorted(sweeps.PAIRED))}, for no training group holds both labels")
+    return plan.model_copy(update={"kinds": tuple(kind for kind in plan.kinds if kind not in sweeps.PAIRED)})
 
 
 def _from_labels(fitter: fitting.Fitter) -> bool:

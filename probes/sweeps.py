@@ -27,6 +27,8 @@ PENALISED: Final = frozenset(
     {"logistic", "ridge", "cusum", "confidence", "multiclass", "level", "ordinal", "sae"}
 )
 """Fits that read `Options.regularisation`; the others are fitted once."""
+PAIRED: Final = frozenset({"lat", "ccs"})
+"""Fits that need groups with conversations of both labels."""
 LEFT_OUT: Final = 5
 """A redraw leaves out one in so many groups of each mix of labels."""
 
@@ -46,6 +48,12 @@ class Side:
     def groups(self) -> list[str]:
         """What must stay together."""
         return dataset.groups(self.chats)
+
+    @property
+    def paired(self) -> bool:
+        """Whether some group holds both labels, as contrast pairs do."""
+        members = set(zip(self.groups, self.labels, strict=True))
+        return len(members) > len({group for group, _ in members})
 
 
 @dataclass(frozen=True)

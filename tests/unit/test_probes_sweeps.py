@@ -136,6 +136,11 @@ def test_a_redraw_keeps_groups_whole_and_every_mix_of_labels() -> None:
     assert len(sweeps.redraw(Side(chats(8, "t")), 1)) == 8
 
 
+def test_pairs_are_groups_that_hold_both_labels() -> None:
+    assert Side(chats(8, "t")).paired
+    assert not Side([chat.model_copy(update={"group": chat.id}) for chat in chats(8, "t")]).paired
+
+
 def test_of_equal_curves_the_wider_separation_is_taken_and_of_equals_the_first() -> None:
     point = swept(Planted(), Plan(kinds=("difference_of_means",), layers=((KNOWS,),), seeds=1))[0]
     near = replace(point, aurocs=(0.998, 0.999), separation=3.0)
