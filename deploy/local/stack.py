@@ -201,8 +201,9 @@ def _wait_for(child: ChildServer, stop: threading.Event) -> None:
 @contextlib.contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
     if kept is None:
-        with tempfile.TemporaryDirectory(prefix="probewatch-up-") as scratch:
-            yield Path(scratch)
+        scratch = Path(tempfile.mkdtemp(prefix="probewatch-up-"))
+        yield scratch
+        shutil.rmtree(scratch)  # after an error it stays: the error names a log in it
         return
     try:
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
