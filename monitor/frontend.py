@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from monitor.bank import ProbeBank
 from monitor.drift import Drift
 from monitor.events import FloatArray, ProbeVerdict
+from monitor.jury import Jury
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords, Record
 from monitor.unscored import Reason, fill, reasons
-from monitor.verdict import judge, of_probe, of_sequence
+from monitor.verdict import of_probe, of_sequence
 
 Listener = Callable[[Record], None]
+_PHASES = {phase: [(phase,)] for phase in ("prompt", "generation")}
 
 REMEMBERED_EPOCHS = 8
 """Banks of the past that messages still under way may have been laid out by."""
@@ -71,6 +74,7 @@ class Frontend:
         self.bank = bank
         """The probes, with thresholds and actions, for sequences that come from now on."""
         self._banks = {bank.epoch: bank}
+        self._juries: WeakKeyDictionary[ProbeBank, Jury] = WeakKeyDictionary()
         self.metrics = metrics
         self.model_name = model_name
         self.recent = recent
@@ -98,6 +102,12 @@ class Frontend:
             manifest = seat.probe.manifest
             self.metrics.add_probe(seat.probe)
             self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
+
+    def _jury(self, bank: ProbeBank) -> Jury:
+        jury = self._juries.get(bank)
+        if jury is None:
+            jury = self._juries[bank] = Jury(bank)
+        return jury
 
     def bank_of(self, epoch: int) -> ProbeBank | None:
         """The latest bank of an epoch; None if it is unknown or long past."""
@@ -134,8 +144,8 @@ class Frontend:
                 held = by_bank[id(bank)] = (bank, [])
             held[1].append((block, own_prompt))
         if by_bank:
-            self.metrics.inc("probewatch_tokens_seen_total", "prompt", by=prompt)
-            self.metrics.inc("probewatch_tokens_seen_total", "generation", by=generated)
+            self.metrics.inc_all("probewatch_tokens_seen_total", _PHASES["prompt"], by=prompt)
+            self.metrics.inc_all("probewatch_tokens_seen_total", _PHASES["generation"], by=generated)
         for bank, blocks in by_bank.values():
             self._count(bank, blocks)
 
@@ -170,22 +180,23 @@ class Frontend:
         whole = blocks[0][0] if len(blocks) == 1 else np.concatenate([block for block, _ in blocks])
         prompt = sum(own for _, own in blocks)
         generated = len(whole) - prompt
-        finite = bool(np.isfinite(whole).all())
-        if finite:
-            missing = None
-        else:
-            is_prompt = np.concatenate([np.arange(len(block)) < own for block, own in blocks])
-            missing = (reasons(whole), is_prompt)
+        jury = self._jury(bank)
+        if np.isfinite(whole).all():
+            metrics.inc_all("probewatch_tokens_scored_total", jury.children["prompt"], by=prompt)
+            metrics.inc_all("probewatch_tokens_scored_total", jury.children["generation"], by=generated)
+            metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
+            return
+        metrics.flush()  # nobody may see these tokens as seen and not yet as unscored
+        is_prompt = np.concatenate([np.arange(len(block)) < own for block, own in blocks])
+        why = reasons(whole)
         for seat in bank.seats:
             name = seat.probe.manifest.name
-            lost = {"prompt": 0, "generation": 0}
-            if missing is not None:
-                lost = self._count_missing(name, missing[0][:, seat.states].max(axis=1), missing[1])
+            lost = self._count_missing(name, why[:, seat.states].max(axis=1), is_prompt)
             metrics.inc("probewatch_tokens_scored_total", name, "prompt", by=prompt - lost["prompt"])
             metrics.inc(
                 "probewatch_tokens_scored_total", name, "generation", by=generated - lost["generation"]
             )
-        if finite or bool(np.isfinite(whole).any()):
+        if np.isfinite(whole).any():
             metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
 
     def _count_missing(self, name: str, why: np.ndarray, is_prompt: np.ndarray) -> dict[str, int]:
@@ -204,10 +215,7 @@ class Frontend:
         if bank is None:
             return None
         states = self._states_of(running, bank)
-        verdicts = {
-            seat.probe.manifest.name: judge(seat.probe, states[:, seat.states], running.prompt_tokens)
-            for seat in bank.seats
-        }
+        verdicts = self._jury(bank).judge(states, running.prompt_tokens)
         ids = (
             None
             if running.prompt_ids is None
@@ -248,10 +256,11 @@ class Frontend:
         self.metrics.set("probewatch_attached", to=1)
 
     def _publish(self, verdicts: Mapping[str, ProbeVerdict], bank: ProbeBank) -> None:
+        jury = self._jury(bank)
         for seat in bank.seats:
             manifest = seat.probe.manifest
             name, verdict = manifest.name, verdicts[manifest.name]
-            self.metrics.inc("probewatch_requests_total", name, of_probe(verdict))
+            self.metrics.inc_all("probewatch_requests_total", jury.verdicts[name, of_probe(verdict)], by=1)
             if verdict.flagged and manifest.default_action != "observe":
                 self.metrics.inc("probewatch_alerts_total", name, manifest.default_action)
             if verdict.score is None:

@@ -11,13 +11,14 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as MetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from monitor.tally import Tally
 from monitor.unscored import Reason
 from monitor.verdict import FLAGGED, OK, UNSCORED
 from probes import Probe
@@ -107,6 +108,9 @@ class Metrics:
         self.engine = engine
         self._metrics = {name: _collector(name, registry) for name in CATALOGUE}
         self._children: dict[tuple[str, ...], Collector] = {}
+        # With several API servers, another process may read the counters at any time.
+        self._tally = Tally(self.inc, at_once="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+        _READING[registry].tallies.add(self._tally)
         for stage in ERROR_STAGES:
             self.child("probewatch_errors_total", stage)
         for phase in PHASES:
@@ -134,6 +138,16 @@ class Metrics:
         assert not isinstance(child, Histogram)
         child.inc(by)
 
+    def inc_all(self, name: str, children: Sequence[Sequence[str]], by: float) -> None:
+        """Adds the same to several counters, by the time that somebody reads them.
+
+        ``children``: the labels of each; the same object every time."""
+        self._tally.add(name, children, by)
+
+    def flush(self) -> None:
+        """What ``inc_all`` has added is there for every reader."""
+        self._tally.flush()
+
     def set(self, name: str, *labels: str, to: float) -> None:
         """Sets a gauge."""
         child = self.child(name, *labels)
@@ -151,6 +165,7 @@ class Metrics:
 
         With several API servers it is the sum over their processes.
         """
+        self.flush()
         wanted = dict(
             zip(("model_name", "engine", *CATALOGUE[name].labels), (*self._base, *first_labels), strict=False)
         )
@@ -222,7 +237,28 @@ def probe_labels(probe: Probe) -> Sequence[str]:
 _REGISTERED: WeakKeyDictionary[CollectorRegistry, dict[str, Collector]] = WeakKeyDictionary()
 
 
+class _Reading:
+    """Has no metric; it is collected before ours, and makes what waits reach them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tallies: WeakSet[Tally] = WeakSet()
+        registry.register(self)  # type: ignore[arg-type]
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        for tally in list(self.tallies):
+            tally.flush()
+        return []
+
+
+_READING: WeakKeyDictionary[CollectorRegistry, _Reading] = WeakKeyDictionary()
+
+
 def _collector(name: str, registry: CollectorRegistry) -> Collector:
+    if registry not in _READING:
+        _READING[registry] = _Reading(registry)
     registered = _REGISTERED.setdefault(registry, {})
     if name not in registered:
         spec = CATALOGUE[name]
