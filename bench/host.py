@@ -1,11 +1,12 @@
 """Host work that the monitor adds to one engine step, without an engine: ``python -m bench.host``.
 
-A decode step of 256 running requests with 8 probes on 3 layers: what the worker does with it (``StepReader``), what the
-scheduler's process does (packing the message), and what the API server does (accounting).
+A decode step of 256 running requests with probes on 3 layers (8, or ``--probes``): what the worker does with it
+(``StepReader``), what the scheduler's process does (packing the message), and what the API server does (accounting).
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -33,14 +34,14 @@ from probes import Probe
 from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
 
-REQUESTS, PROBES, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 8, 3, 64, 16, 1024
+REQUESTS, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 3, 64, 16, 1024
 FED, STEPS = 512, 400
 
 
-def make_probes() -> list[Probe]:
+def make_probes(count: int) -> list[Probe]:
     """Logistic probes, spread over the layers one layer each."""
     found = []
-    for i in range(PROBES):
+    for i in range(count):
         manifest = fake_manifest(name=f"bench-{i}", layers=(i % LAYERS,), d_model=D_MODEL, threshold=0.0)
         tensors, inputs, scores = split_golden(fake_tensors(manifest, i))
         found.append(Probe(manifest, tensors, inputs, scores))
@@ -50,10 +51,10 @@ def make_probes() -> list[Probe]:
 class Bench:
     """One engine's worth of fake vLLM objects, all requests in the middle of their answers."""
 
-    def __init__(self) -> None:
-        bank = ProbeBank(make_probes(), range(LAYERS), D_MODEL, 16)
+    def __init__(self, probes: int) -> None:
+        bank = ProbeBank(make_probes(probes), range(LAYERS), D_MODEL, 16)
         blocks = LENGTH // BLOCK
-        self.buffers = TapBuffers.allocate(LAYERS, REQUESTS, 16, False, torch.device("cpu"))
+        self.buffers = TapBuffers.allocate(LAYERS, REQUESTS, bank.capacity, False, torch.device("cpu"))
         store = ScoreStore(REQUESTS * LENGTH, bank.state_columns, 4096)
         rules = AdapterRules(bank, lambda _: None)
         self.reader = StepReader(
@@ -138,8 +139,11 @@ class Bench:
 
 def main() -> None:
     """Prints the median and the 99th percentile of each part, in microseconds."""
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__.splitlines()[0])
+    parser.add_argument("--probes", type=int, default=8)
+    probes = parser.parse_args().probes
     torch.set_num_threads(1)
-    bench = Bench()
+    bench = Bench(probes)
     parts: dict[str, list[float]] = {"worker": [], "scheduler": [], "API server": []}
 
     def timed(name: str, part: Callable[[], object]) -> None:
@@ -166,7 +170,7 @@ def main() -> None:
             f"{scored:.0f} tokens were scored of {REQUESTS * STEPS}; this did not measure the usual path"
         )
     print(
-        f"{REQUESTS} running requests, {PROBES} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
+        f"{REQUESTS} running requests, {probes} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
     )
     for name, seconds in parts.items():
         middle, slow = statistics.median(seconds) * 1e6, float(np.percentile(seconds, 99)) * 1e6
