@@ -17,7 +17,7 @@ from typing import Any
 
 from monitor.audit_file import AuditFile
 from monitor.config import Settings
-from monitor.courier import CLOSE_SECONDS, Courier
+from monitor.courier import CLOSE_SECONDS, METRIC, Courier
 from monitor.engines import Engines
 from monitor.errors import AuditError
 from monitor.frontend import Frontend, Listener
@@ -27,6 +27,8 @@ from monitor.records import Record, headline, weight
 logger = logging.getLogger("probewatch")
 
 SINK, WRITTEN = "audit", "stored"
+BROKEN = "broken"
+"""Outcome that counts how often the log was found touched; the alert for lost evidence fires on it."""
 EVENT_BYTES = 4096
 """About what a change takes while it waits."""
 _ROUNDS = 200_000
@@ -62,6 +64,7 @@ class AuditLog:
         """Opens the log, and records that this process serves with ``facts``. Raises ``AuditError``."""
         self._file.open()
         self._courier.announce(self._metrics)
+        self._metrics.child(METRIC, SINK, BROKEN)
         self._courier.start()
         self._tell({"event": "start", **facts, "probes": attached(self._engines)})
 
@@ -102,6 +105,7 @@ class AuditLog:
         trouble = self._file.append(events)
         self._told_lost = lost
         if trouble is not None:
+            self._metrics.inc(METRIC, SINK, BROKEN)
             logger.error(
                 "probewatch: somebody touched the audit log %s: %s; see `probewatch audit verify`",
                 self._file.path,

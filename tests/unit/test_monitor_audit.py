@@ -341,6 +341,18 @@ def test_every_change_that_the_key_opened_is_recorded_with_its_outcome(
     assert change["who"] == {"key": fingerprint("secret"), "peer": "testclient"}
 
 
+def test_a_log_that_was_touched_is_counted_for_the_alert(tmp_path: Path) -> None:
+    frontend, registry = make_frontend(alerting("lie"))
+    path = tmp_path / "log"
+    log = AuditLog(AuditFile(path, None), alone(frontend), None)
+    log.start({})
+    wait_for(lambda: summed(registry, METRIC, sink="audit", outcome="stored") == 1)
+    assert summed(registry, METRIC, sink="audit", outcome="broken") == 0
+    path.write_bytes(path.read_bytes()[:-20])
+    log.close()
+    assert summed(registry, METRIC, sink="audit", outcome="broken") == 1
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
