@@ -11,6 +11,7 @@ from torch import Tensor
 
 import probes
 from probes import kinds
+from probes.calibration import threshold_at
 from probes.errors import ManifestInvalid, TensorInvalid
 from probes.kinds import KINDS
 from probes.method import Aggregation, described
@@ -147,6 +148,24 @@ def test_a_request_of_one_token_is_worth_its_token_score(kind: str, scoring: str
     for row in hidden(4):
         found = probe.aggregate(probe.token_state(row[None]))
         assert found == pytest.approx(float(probe.score_tokens(row[None])), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "scoring"), [*sorted(KINDS), kinds.ENSEMBLE])
+def test_a_live_alert_latches_on_the_statistic_that_is_calibrated(kind: str, scoring: str) -> None:
+    probe = probe_of(kind, scoring)
+    g = torch.Generator().manual_seed(2)
+    benign = [torch.randn(4 + i % 9, len(LAYERS), D, generator=g) for i in range(60)]
+    statistics = [probe.statistic(probe.token_state(x)) for x in benign]
+    threshold = threshold_at(statistics, 0.1)
+    latched = 0
+    for x, expected in zip(benign, statistics, strict=True):
+        stream, crossed = probe.stream(), False
+        for row in probe.token_state(x):
+            stream.update(row[None])
+            crossed |= stream.live > threshold
+        assert stream.live == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        latched += crossed
+    assert latched == sum(value > threshold for value in statistics) <= 6
 
 
 @pytest.mark.parametrize("scoring", ["members"])
