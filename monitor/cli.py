@@ -21,6 +21,11 @@ _COMMANDS = {
     "export": ("monitor.ui.command", "one response of a running server as a single HTML file"),
     "doctor": ("monitor.doctor", "what would stop the monitor from working here, and the remedy"),
 }
+_ENGINES = {
+    "collect": ("monitor.seam.collect", "activations of labelled chats through the tap, for training"),
+    "score": ("monitor.seam.score", "judge transcripts offline, through the engine and the tap"),
+}
+"""Run an engine of their own; what they do not know is an option of vLLM's."""
 _REMOTE = {
     "attach": "attach probes to a running server",
     "detach": "detach probes from a running server",
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     args, rest = parser.parse_known_args(arguments)
-    if rest and args.command != "serve":
+    if rest and args.command not in ("serve", *_ENGINES):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(args, rest)
@@ -45,7 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_ours(error):
             raise
         print(f"probewatch {args.command}: {error}", file=sys.stderr)
-        return 2 if type(error).__name__ == "ConfigurationError" else 1
+        return _status(error)
+
+
+def _status(error: Exception) -> int:
+    from probes import ProbeError
+    from probes.cli import status_of
+
+    if isinstance(error, ProbeError):
+        return status_of(error)
+    return 2 if type(error).__name__ == "ConfigurationError" else 1
 
 
 def _is_ours(error: Exception) -> bool:
@@ -75,12 +89,18 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary)
         if command == name:
             importlib.import_module(module).add_arguments(sub)
+    for name, (module, summary) in _ENGINES.items():
+        sub = commands.add_parser(
+            name, help=summary, allow_abbrev=False, epilog="and the options of `vllm serve`"
+        )
+        if command == name:
+            importlib.import_module(module).add_arguments(sub)
     for name, summary in _REMOTE.items():
         sub = commands.add_parser(name, help=summary)
         if command == name:
             importlib.import_module("monitor.remote").add_arguments(sub, name)
     commands.add_parser("paths", help="where the shipped model, probes, dashboards and rules lie, as JSON")
-    if command not in (*_COMMANDS, *_REMOTE, "serve", "paths"):
+    if command not in (*_COMMANDS, *_ENGINES, *_REMOTE, "serve", "paths"):
         importlib.import_module("probes.cli").add_commands(commands)
     return parser
 
@@ -93,6 +113,8 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if args.command in _REMOTE:
         return int(importlib.import_module("monitor.remote").main(args))
+    if args.command in _ENGINES:
+        return int(importlib.import_module(_ENGINES[args.command][0]).main(args, rest))
     if args.command in _COMMANDS:
         return int(importlib.import_module(_COMMANDS[args.command][0]).main(args))
     return int(args.run(args))

@@ -26,6 +26,10 @@ class CompatibilityError(AttachError):
     """This vLLM lacks something the monitor builds on, or runs in an unsupported mode."""
 
 
+class CollectError(MonitorError):
+    """Activations cannot be collected, or transcripts not be scored, by an engine run for it."""
+
+
 class EvidenceError(MonitorError):
     """The evidence file cannot be opened, written or read."""
 

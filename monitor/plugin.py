@@ -29,6 +29,11 @@ def _warn_of_stray_settings() -> None:
 
 def register() -> None:
     """``vllm.general_plugins``: called in every process of vLLM, possibly more than once."""
+    if layers := os.environ.get("PROBEWATCH_COLLECT"):
+        from monitor.seam import collector
+
+        collector.install([int(layer) for layer in layers.split(",")])
+        return
     if not is_configured():
         _warn_of_stray_settings()
         return

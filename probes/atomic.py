@@ -2,25 +2,44 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
+
+PARTIAL: Final = ".partial-"
+"""How the names of files begin that are still being written; a kill may leave one."""
+
+
+def fill(path: Path, write: Callable[[Path], object]) -> None:
+    """What `write` puts into the file that it is given becomes `path` in one rename. Makes the folder where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, and a server may run as another user
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
     """Write `payload` in one rename, so that no reader ever sees half of it. Makes the folder where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, and a server may run as another user
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    fill(path, lambda temporary: temporary.write_bytes(payload))
 
 
 def write_text(path: Path, text: str) -> None:
     """The same for text, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -12,9 +12,7 @@ manifest names a shard only once it is there, and a collection that was interrup
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -24,16 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from probes import dataset
-from probes.dataset import Conversation
+from probes import atomic
 from probes.errors import CollectionInvalid
 from probes.identity import ModelIdentity
 from probes.manifest import TokenMask
 
 MANIFEST: Final = "manifest.json"
 CONVERSATIONS: Final = "conversations.jsonl"
-PARTIAL: Final = ".partial-"
-"""How the names of files begin that are still being written; a kill may leave one."""
 MAX_MANIFEST_BYTES: Final = 2**30
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -146,23 +141,17 @@ def write_shard(path: Path, layers: Sequence[int], rows: Tensor) -> str:
     held = {layer_name(layer): rows[i].contiguous() for i, layer in enumerate(layers)}
     digest: list[str] = []
 
-    def fill(temporary: Path) -> None:
+    def write(temporary: Path) -> None:
         save_file(held, temporary)
         digest.append(file_digest(temporary))
 
-    in_one_rename(path, fill)
+    atomic.fill(path, write)
     return digest[0]
 
 
 def write_manifest(folder: Path, collection: Collection) -> None:
     """Write the manifest in one rename."""
-    text = collection.model_dump_json(indent=1)
-    in_one_rename(folder / MANIFEST, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def write_conversations(folder: Path, conversations: Iterable[Conversation]) -> None:
-    """Write the conversations in one rename."""
-    in_one_rename(folder / CONVERSATIONS, lambda temporary: dataset.write(temporary, conversations))
+    atomic.write_text(folder / MANIFEST, collection.model_dump_json(indent=1))
 
 
 def read_manifest(folder: Path) -> Collection | None:
@@ -198,28 +187,3 @@ def intact(folder: Path, shard: Shard) -> bool:
     """Whether the file of a shard is there, whole and unchanged."""
     path = folder / shard.file
     return path.is_file() and file_digest(path) == shard.sha256
-
-
-def in_one_rename(path: Path, fill: Callable[[Path], object]) -> None:
-    """What `fill` writes into a file beside it becomes `path`, whole and on disk, or nothing does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        fill(temporary)
-        _flush(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, and who trains may be another user
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

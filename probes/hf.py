@@ -47,6 +47,14 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class ChatTokenizer:
+    """What turns a conversation into the tokens that a model is fed."""
+
+    tokenizer: Any
+    identity: ModelIdentity
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A causal language model in evaluation mode with its tokenizer and identity."""
 
@@ -71,21 +79,21 @@ class LoadedModel:
 
 def load(model_dir: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
     """Load a local Hugging Face model. Raises `BindingError` where transformers cannot read it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    chats = load_tokenizer(model_dir)
+    with _readable(model_dir), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
+    return LoadedModel(model.to(device).eval(), chats.tokenizer, chats.identity)
+
+
+def load_tokenizer(model_dir: Path) -> ChatTokenizer:
+    """Load the tokenizer of a local Hugging Face model alone. Raises `BindingError` as `load` does."""
+    from transformers import AutoTokenizer
 
     identity = model_identity(model_dir)
-    try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    except (
-        Exception
-    ) as error:  # transformers raises dozens of types for a bad directory; here they become ours
-        reason = " ".join(str(error).split())[:200]
-        raise BindingError(
-            f"{model_dir}: transformers cannot load it ({reason}); give a Hugging Face model"
-        ) from None
-    return LoadedModel(model.to(device).eval(), tokenizer, identity)
+    with _readable(model_dir), _quiet():
+        return ChatTokenizer(AutoTokenizer.from_pretrained(model_dir, local_files_only=True), identity)
 
 
 def randomised(loaded: LoadedModel, seed: int) -> LoadedModel:
@@ -98,7 +106,7 @@ def randomised(loaded: LoadedModel, seed: int) -> LoadedModel:
     return LoadedModel(model, loaded.tokenizer, loaded.identity)
 
 
-def token_ids(loaded: LoadedModel, conversation: Conversation) -> tuple[list[int], int]:
+def token_ids(loaded: LoadedModel | ChatTokenizer, conversation: Conversation) -> tuple[list[int], int]:
     """(ids as they are fed to the model, prompt length): the chat template with the generation prompt, then
     the answer.
 
@@ -173,7 +181,7 @@ def generate(
     return [found[i] for i in range(len(ids))]
 
 
-def _prompt_ids(loaded: LoadedModel, messages: Sequence[dict[str, str]]) -> list[int]:
+def _prompt_ids(loaded: LoadedModel | ChatTokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
     try:
         encoded = loaded.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
@@ -237,6 +245,19 @@ def _end_ids(loaded: LoadedModel) -> set[int]:
             f"{loaded.identity.model_id} declares no end-of-text token; set eos_token_id in its config"
         )
     return found
+
+
+@contextmanager
+def _readable(model_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except (
+        Exception
+    ) as error:  # transformers raises dozens of types for a bad directory; here they become ours
+        reason = " ".join(str(error).split())[:200]
+        raise BindingError(
+            f"{model_dir}: transformers cannot load it ({reason}); give a Hugging Face model"
+        ) from None
 
 
 @contextmanager

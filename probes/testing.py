@@ -13,11 +13,11 @@ from torch import Tensor
 
 from probes import artifact, dataset, kinds, manifest
 from probes.collection import (
+    CONVERSATIONS,
     Collection,
     Shard,
     Span,
     kept_range,
-    write_conversations,
     write_manifest,
     write_shard,
 )
@@ -142,7 +142,7 @@ def write_collection(
         found = Shard(index=index, sha256="0" * 64, spans=tuple(spans))
         digest = write_shard(folder / found.file, layers, torch.cat(rows).transpose(0, 1))
         shards.append(found.model_copy(update={"sha256": digest}))
-    write_conversations(folder, conversations)
+    dataset.write(folder / CONVERSATIONS, conversations)
     collection = Collection(
         **model.__dict__,
         layers=tuple(layers),

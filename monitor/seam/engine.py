@@ -38,7 +38,7 @@ def install(settings: Settings, plan: Plan) -> None:
     if os.environ.get(REQUIRE_ENDPOINT):
         _require_endpoint()
     patch_worker(Worker, plan)
-    for worker_class in (Worker, *_other_workers()):
+    for worker_class in supported.worker_classes():
         patch_warm_up(worker_class)
     patch_scheduler(Scheduler)
     patch_output_processor(OutputProcessor)
@@ -85,17 +85,6 @@ def _require_endpoint() -> None:
             raise AttachError(reason)
 
     setattr(module, name, attach)
-
-
-def _other_workers() -> list[type]:
-    """Worker classes of this platform that warm up in their own way."""
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return []
-    from vllm.v1.worker.cpu_worker import CPUWorker
-
-    return [CPUWorker]
 
 
 def _note_engine(client: Any, tap: OutputTap) -> None:

@@ -65,10 +65,10 @@ def patch_worker(worker_class: type, plan: Plan) -> None:
     wrap(worker_class, "execute_dummy_batch", execute_dummy_batch)
     add_method(worker_class, "probewatch_report", probewatch_report)
     for name in ("prepare", "prepared", "commit", "undo"):
-        add_method(worker_class, f"probewatch_{name}", _answering(getattr(WorkerMonitor, name)))
+        add_method(worker_class, f"probewatch_{name}", answering(getattr(WorkerMonitor, name)))
 
 
-def _answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     """A method of the monitor as one of the worker's that RPC calls.
 
     It never raises: vLLM reads no further replies after the first failure, and every later call would be answered by

@@ -117,3 +117,15 @@ def check(vllm_config: Any) -> None:
             raise CompatibilityError(
                 f"{feature} is on, which this version of the monitor cannot score; {remedy}"
             )
+
+
+def worker_classes() -> list[type]:
+    """Worker classes of this platform, each of which warms up in its own way."""
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu_worker import Worker
+
+    if not current_platform.is_cpu():
+        return [Worker]
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    return [Worker, CPUWorker]

@@ -173,6 +173,11 @@ class TapBuffers:
             found["squared_norms"] = held["squared_norms"][:, :rows]
         return found
 
+    @property
+    def arrays(self) -> list[Tensor]:
+        """What the taps write, each ``[L, N, ...]``."""
+        return [array for array in (self.scores, self.squared_norms) if array.shape[1]]
+
     def silent_layers(self, rows: int) -> list[int]:
         """Indices of the tapped layers of which some of the first rows were not written.
 

@@ -420,6 +420,50 @@ _STEERING = (
     Touched("calls", "vllm.v1.request:Request.is_finished", "", "its blocks are known by id alone then"),
 )
 
+_OFFLINE = (
+    Touched(
+        "calls", "vllm.entrypoints.llm:LLM.__init__", "model", "`collect` and `score` run their own engine"
+    ),
+    Touched("reads", "vllm.entrypoints.llm:LLM", "llm_engine", "whose verdicts `score` reads"),
+    Touched(
+        "calls",
+        "vllm.entrypoints.llm:LLM.generate",
+        "prompts, sampling_params",
+        "feeds transcripts",
+        keywords="use_tqdm",
+    ),
+    Touched(
+        "calls",
+        "vllm.entrypoints.llm:LLM.collective_rpc",
+        "method",
+        "has the workers write a shard",
+        keywords="args",
+    ),
+    Touched(
+        "calls",
+        "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        "parser",
+        "vLLM's options, as `vllm serve` has them",
+    ),
+    Touched("calls", "vllm.engine.arg_utils:EngineArgs.from_cli_args", "args", "vLLM's options"),
+    Touched(
+        "calls", "vllm.engine.arg_utils:EngineArgs.create_engine_config", "", "what collecting will cost"
+    ),
+    Touched("reads", "vllm.engine.arg_utils:FlexibleArgumentParser", "", "vLLM's options"),
+    Touched(
+        "reads",
+        "vllm.config.model:ModelConfig",
+        "dtype, max_model_len",
+        "the type of a row, the longest chat",
+    ),
+    Touched(
+        "reads",
+        "vllm.config.scheduler:SchedulerConfig",
+        "max_num_batched_tokens",
+        "the memory that rows of a step take",
+    ),
+)
+
 _V1 = (
     Touched(
         "shadows",
@@ -510,7 +554,15 @@ _V2 = (
 )
 
 TOUCHED: Mapping[Runner, tuple[Touched, ...]] = {
-    "both": (*_PROCESSES, *_CONFIGURATION, *_IN_THE_WORKER, *_ON_THE_WAY, *_IN_THE_FRONT_END, *_STEERING),
+    "both": (
+        *_PROCESSES,
+        *_CONFIGURATION,
+        *_IN_THE_WORKER,
+        *_ON_THE_WAY,
+        *_IN_THE_FRONT_END,
+        *_STEERING,
+        *_OFFLINE,
+    ),
     "v1": _V1,
     "v2": _V2,
 }

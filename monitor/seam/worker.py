@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from monitor.errors import AttachError, CompatibilityError, TapError
 from monitor.events import StepScores
 from monitor.residual import check_signature, rule_for
 from monitor.seam import steer, supported, view_v1, view_v2
+from monitor.seam.canary import dummy_runs, is_read
 from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.layers import decoder_blocks, is_here
-from monitor.seam.pipeline import Relay
+from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
 from monitor.seam.steps import Step, StepReader
@@ -32,8 +32,6 @@ from probes import ProbeError
 from probes.identity import adapter_digest
 
 logger = logging.getLogger("probewatch")
-
-CANARY_ROWS = 4
 
 
 class WorkerMonitor:
@@ -159,39 +157,15 @@ class WorkerMonitor:
 
     def _relay(self, runner: Any, first: int) -> None:
         """With several pipeline stages, scores travel with the hidden states. ``first``: the stage's first block."""
-        from vllm.distributed.parallel_state import get_pp_group
-
-        stage = get_pp_group()
-        if stage.world_size == 1:
+        if stages() == 1:
             return
-        relay = Relay(self.buffers, sum(layer < first for layer in self.bank.layers), len(self._here))
-        original = runner.execute_model
-
-        @functools.wraps(original)
-        def execute_model(
-            scheduler_output: Any, intermediate_tensors: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            if not self.proven or kwargs.get("dummy_run"):
-                return original(scheduler_output, intermediate_tensors, *args, **kwargs)
-            received = relay.take(intermediate_tensors)
-            result = original(scheduler_output, intermediate_tensors, *args, **kwargs)
-            rows = scheduler_output.total_num_scheduled_tokens
-            if rows:
-                try:
-                    relay.fill(received)
-                    if not stage.is_last_rank:
-                        result = relay.send(result, rows)
-                        self.buffers.silence(rows)
-                except Exception as error:
-                    self.guard(error)
-            return result
-
-        runner.execute_model = execute_model
+        relay = Relay(self.buffers.arrays, sum(layer < first for layer in self.bank.layers), len(self._here))
+        relay_through(runner, relay, lambda: self.proven, self.buffers.silence, self.guard)
 
     def prove(self, worker: Any) -> None:
         """Canary: runs the compiled model on dummy tokens and demands that every tap wrote every row."""
         runner = worker.model_runner
-        for rows, dummy_run in _dummy_runs(worker):
+        for rows, dummy_run in dummy_runs(worker):
             self.buffers.silence(rows)
             dummy_run()
             silent = [i for i in self.buffers.silent_layers(rows) if i in self._here]
@@ -204,7 +178,7 @@ class WorkerMonitor:
         self.buffers.silence()
         if self.steerer is not None:
             self.steerer.set_gates(self.bank)
-        if _is_read():
+        if is_read():
             self.reader = self._make_reader(runner, v2=supported.runner_name(worker.vllm_config) == "v2")
         self.proven = True
 
@@ -365,25 +339,6 @@ def full_attention_group(kv_cache_config: Any) -> int:
         "no KV-cache group of this model keeps every token (sliding-window or state-space layers only); "
         "the score store needs one full-attention group"
     )
-
-
-def _is_read() -> bool:
-    """Whether vLLM reads this worker's output: the first tensor-parallel rank of the last pipeline stage."""
-    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-
-    return bool(get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0)
-
-
-def _dummy_runs(worker: Any) -> list[tuple[int, Callable[[], Any]]]:
-    """Every way in which this engine executes the model, with the rows it computes: on CUDA, decodes are replayed from
-    a graph of their own, so one request decodes as vLLM's own idle ranks do."""
-    runner = worker.model_runner
-    rows = min(CANARY_ROWS, int(runner.max_num_reqs))
-    runs: list[tuple[int, Callable[[], Any]]] = [(rows, functools.partial(runner._dummy_run, rows))]
-    if worker.device.type == "cuda":
-        decode = int(getattr(runner, "uniform_decode_query_len", 0) or getattr(runner, "decode_query_len", 1))
-        runs.append((decode, functools.partial(runner._dummy_run, decode, uniform_decode=True)))
-    return runs
 
 
 def _adapter_digest(adapter: str) -> str | None:

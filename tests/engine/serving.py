@@ -144,10 +144,13 @@ def serving(
         process.wait(timeout=60)
 
 
-def probewatch(*arguments: str) -> subprocess.CompletedProcess[str]:
+def probewatch(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs a command of ours to its end."""
     return subprocess.run(
         [sys.executable, "-m", "monitor.cli", *arguments],
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=300,

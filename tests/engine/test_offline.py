@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Finished, Runner
-from machine import TOLERANCE
+from conftest import ENVIRONMENT, Finished, Runner
+from machine import MEMORY, TOLERANCE, options
 from reference import check_reconciled, reference_states, total, worst_difference
+from serving import probewatch
 
 from monitor.shipped import paths
 from probes.organism import cases, told_a_lie
@@ -121,3 +123,39 @@ def test_a_chat_carries_its_verdict(finished: Finished) -> None:
         assert set(output["verdict"]["probes"]) == set(NAMES)
         assert output["verdict"]["coverage"]["prompt"] == 1.0
     assert any(output["verdict"]["verdict"] == "flagged" for output in outputs)
+
+
+def test_the_transcripts_scored_afterwards_have_the_scores_of_generation(
+    finished: Finished, artifacts: list[Path], tmp_path: Path
+) -> None:
+    outputs, messages = finished.phase(0)["outputs"], chats()["chats"]
+    transcripts = [
+        {
+            "id": f"c{i}",
+            "messages": [*asked, {"role": "assistant", "content": output["text"]}],
+            "answer_ids": output["tokens"][:-1],
+        }
+        for i, (asked, output) in enumerate(zip(messages, outputs, strict=True))
+    ]
+    file, out = tmp_path / "transcripts.jsonl", tmp_path / "verdicts.jsonl"
+    file.write_text("".join(json.dumps(transcript) + "\n" for transcript in transcripts))
+    done = probewatch(
+        *("score", str(file), "--model", str(paths()["model"]), "-o", str(out), "--token-scores"),
+        *(part for path in artifacts for part in ("--probe", str(path))),
+        *("--dtype", "float32", "--max-model-len", str(LIMIT), "--block-size", "32"),
+        *options(MEMORY),
+        environment=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    judged = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["id"] for one in judged] == [one["id"] for one in transcripts]
+    _, ids = finished.sequences(0)
+    for one, output, tokens in zip(judged, outputs, ids, strict=True):
+        live = output["verdict"]
+        assert (one["verdict"], one["coverage"]) == (live["verdict"], live["coverage"])
+        for name, probe in one["probes"].items():
+            assert [token["token_id"] for token in probe["tokens"]] == tokens[:-1].tolist()
+            for key in ("score", "flagged", "peak_token", "tokens_scored"):
+                assert probe[key] == pytest.approx(live["probes"][name][key], rel=TOLERANCE, abs=TOLERANCE), (
+                    name
+                )

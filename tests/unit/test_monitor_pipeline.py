@@ -25,7 +25,7 @@ class Stage:
     def __init__(self, own: list[int], upstream: int, layers: int, norms: bool) -> None:
         self.own = own
         self.buffers = TapBuffers.allocate(layers, MOST_ROWS, COLUMNS, norms, CPU)
-        self.relay = Relay(self.buffers, upstream, len(own))
+        self.relay = Relay(self.buffers.arrays, upstream, len(own))
 
     def compute(self, scores: Tensor, norms: Tensor, rows: int) -> None:
         """Its taps write; padding rows as well."""

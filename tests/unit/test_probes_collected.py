@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probes import cli, collection, dataset
+from probes import atomic, cli, collection, dataset
 from probes.collected import Collected, open_collection
 from probes.collection import MANIFEST, kept_range, missing, read_manifest
 from probes.dataset import Conversation
@@ -131,23 +131,24 @@ class Killed(BaseException):
     """The process ends here; nothing cleans up."""
 
 
-@pytest.mark.parametrize("at", ["save_file", "_flush", "replace"])
+@pytest.mark.parametrize("at", ["save_file", "_sync", "replace"])
 def test_a_kill_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     def killed(*args: object) -> None:
         for given_path in args:
-            if isinstance(given_path, Path) and given_path.name.startswith(collection.PARTIAL):
+            if isinstance(given_path, Path) and given_path.name.startswith(atomic.PARTIAL):
                 given_path.write_bytes(b"half")
         raise Killed
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(collection.os if at == "replace" else collection, at, killed)
+    owner = {"save_file": collection, "_sync": atomic, "replace": atomic.os}[at]
+    monkeypatch.setattr(owner, at, killed)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     with pytest.raises(Killed):
         collection.write_shard(folder / "shard-00000.safetensors", (1, 4), torch.zeros(2, 10, 3))
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     left = [name for name in after if name not in before]
     assert len(left) == 1
-    assert left[0].startswith(collection.PARTIAL)
+    assert left[0].startswith(atomic.PARTIAL)
     assert {name: after[name] for name in before} == before
 
 
@@ -214,7 +215,7 @@ def test_a_probe_is_trained_calibrated_and_evaluated_without_a_model(
     collected, probe = planted(tmp_path / "all"), str(tmp_path / "probe.safetensors")
     named = ["--name", "p", "--concept", "deception", "--positive", "lie", "--negative", "honest"]
     folder = ["--activations", str(tmp_path / "all")]
-    assert cli.main(["train", *folder, *named, "-o", probe]) == 0
+    assert cli.main(["train", *folder, *named, "--seeds", "1", "--regularisation", "1", "-o", probe]) == 0
     assert "chosen: layer 4" in capsys.readouterr().out
     benign = [c.model_copy(update={"label": 0}) for c in collected.conversations if c.label == 0]
     dataset.write(tmp_path / "monday.jsonl", benign[:60])

@@ -82,9 +82,10 @@ def test_what_a_tuned_lens_imitates_lies_beside_its_rows(loaded: hf.LoadedModel)
     assert tensors["up"].shape == (1, 16, 2)
 
 
-def test_activations_are_the_residual_after_the_block(loaded: hf.LoadedModel) -> None:
+def test_activations_are_the_residual_after_the_block(loaded: hf.LoadedModel, model_dir: Path) -> None:
     seen: list[torch.Tensor] = []
     ids, prompt_length = hf.token_ids(loaded, CHATS[0])
+    assert (ids, prompt_length) == hf.token_ids(hf.load_tokenizer(model_dir), CHATS[0])
     handle = loaded.blocks()[1].register_forward_hook(lambda _m, _i, out: seen.append(out))
     with torch.no_grad():
         loaded.model(torch.tensor([ids]))

