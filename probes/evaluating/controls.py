@@ -5,6 +5,7 @@ conversations and judged on the test conversations, as the probe is.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -19,6 +20,7 @@ from probes.evaluating.card import NAMES, Control, Figure, NotComputed
 from probes.evaluating.profile import without_train
 from probes.evaluating.refit import auroc_of_refit, refit
 from probes.evaluating.transformer import text_transformer
+from probes.manifest import Aggregation, revise
 
 Floats = NDArray[np.float64]
 Result = Control | NotComputed
@@ -84,15 +86,16 @@ def random_network(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
 
 
 def random_directions(bench: Bench, _texts: Mapping[str, Floats]) -> Result:
-    """Random directions with their better sign, chosen on the test set; the best of them all counts."""
-    test = bench.headline_test.sample(MAX_DIRECTED)
-    if bench.probe.columns.shape[-1] != 1 or bench.probe.needs_norm:
-        return NotComputed(
-            reason=f"kind {bench.probe.manifest.kind!r} is no single direction",
-            remedy="read the permuted labels and the random network instead",
-        )
+    """Random directions with their better sign, chosen on the test set; the best of them all counts.
+
+    A kind that is no single direction is set against directions whose mean over the tokens counts.
+    """
+    test, probe = bench.headline_test.sample(MAX_DIRECTED), bench.probe
+    if probe.columns.shape[-1] != 1 or probe.needs_norm:
+        mean = revise(probe.manifest, kind="difference_of_means", scoring="logit", aggregation=Aggregation())
+        probe = replace(probe, manifest=mean)
     found = controls.random_directions(
-        bench.probe, test.found, test.labels.tolist(), draws=bench.draws, seed=bench.seed
+        probe, test.found, test.labels.tolist(), draws=bench.draws, seed=bench.seed
     )
     return _spread(bench, "random-directions", found, "the best")
 

@@ -10,7 +10,7 @@ import torch
 from evaluating_fakes import WORDS, bench, chat, model, probe, side, told
 
 import probes
-from probes import hf
+from probes import fitting, hf, training
 from probes.evaluating import (
     attack,
     behaviour,
@@ -40,7 +40,9 @@ from probes.evaluating.card import (
     NotComputed,
     Share,
 )
+from probes.fitting import FITTERS
 from probes.hf import LoadedModel
+from probes.manifest import revise
 
 torch.set_num_threads(1)
 
@@ -155,6 +157,19 @@ def test_text_that_tells_the_label_shuts_the_gate() -> None:
     found = {fault.key: fault.text for fault in card.faults}
     assert {"text-words", "text-transformer"} <= set(found)
     assert "comes within 0.1 of the probe's" in found["text-words"]
+
+
+def test_a_kind_that_is_no_direction_has_its_controls_too(sound: Bench) -> None:
+    rule = {"kind": "attention", "aggregation": FITTERS["attention"].aggregation}
+    rows = fitting.token_rows(sound.train.found, sound.probe.manifest.token_mask, (1,))
+    tensors = fitting.fit("attention", rows, sound.train.labels, fitting.Options(epochs=3))
+    manifest = revise(sound.probe.manifest, **rule)
+    heads = replace(sound, probe=training.assemble(manifest, tensors, sound.probe.golden_inputs))
+    found = {key: controls.run(heads, key, {}) for key in ("random-directions", "permuted-labels")}
+    assert all(isinstance(one, Control) for one in found.values())
+    directions = found["random-directions"]
+    assert isinstance(directions, Control)
+    assert 0.5 <= (directions.auroc.value or 0.0) < 0.95
 
 
 def test_status_is_for_machines(sound_card: Card) -> None:
