@@ -13,7 +13,7 @@ from probes.dataset import Conversation
 from probes.errors import DataError
 from probes.evaluating import profile, protocol
 from probes.evaluating.bench import Bench, Side, contrasts
-from probes.evaluating.card import Card, Contrast, Figure
+from probes.evaluating.card import NAMES, Card, Contrast, Figure
 from probes.identity import check_binding
 from probes.probe import Probe, load
 from probes.reports import html, plots
@@ -58,7 +58,7 @@ def summary(card: Card) -> list[str]:
     lines = [
         f"{c.name}: AUROC {_figure(c.auroc)}, recall at 1% FPR {_figure(c.recall_1pct)} "
         f"({c.n_positive} / {c.n_negative})"
-        + "".join(f", {name} {_figure(found)}" for name, found in c.beside.items())
+        + "".join(f", {NAMES[key]} {_figure(found)}" for key, found in c.beside.items())
         for c in card.contrasts
     ]
     return [*lines, *(f"fault: {fault.key}: {fault.text}" for fault in card.faults)]
@@ -112,7 +112,7 @@ def _contrast(c: Contrast) -> JsonValue:
         "n_negative": c.n_negative,
         "auroc": c.auroc.model_dump(),
         "recall_at_1pct_fpr": c.recall_1pct.model_dump(),
-        "others_auroc": {name: found.model_dump() for name, found in c.beside.items()},
+        "others_auroc": {NAMES[key]: found.model_dump() for key, found in c.beside.items()},
     }
 
 
