@@ -4,6 +4,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Final
 
+from probes.evaluating.attack import verdict
 from probes.evaluating.card import (
     NAMES,
     Card,
@@ -242,9 +243,8 @@ def _attack(card: Card) -> str:
         ["answers under it that still show the behaviour", share(found.behaviour_after)],
     ]
     said = f"{found.steps} steps of greedy coordinate gradient; one suffix, judged on {found.n} other conversations:"
-    return (
-        f"{head}<p class='note'>{escape(said)} <code>{escape(found.suffix)}</code></p>{table(['', ''], rows)}"
-    )
+    words = f"{escape(said)} <code>{escape(found.suffix)}</code>. {escape(verdict(found))}"
+    return f"{head}<p class='note'>{words}</p>{table(['', ''], rows)}"
 
 
 SECTIONS: Final[tuple[Callable[[Card], str], ...]] = (

@@ -30,6 +30,7 @@ from probes.evaluating import (
 from probes.evaluating.bench import Bench, Side, contrasts
 from probes.evaluating.card import (
     NAMES,
+    Attack,
     Card,
     Control,
     Deployed,
@@ -341,6 +342,25 @@ def test_the_attack_hides_the_concept_where_a_word_can(
     assert found.recall_after.value < 0.5
     assert found.n == 22
     assert isinstance(attack.attack(modelled, 0), NotComputed)
+
+
+def test_a_suffix_is_an_evasion_only_where_the_behaviour_stays() -> None:
+    def found(after: int, still: int | None) -> Attack:
+        one = {hits: Share(hits=hits, n=10, low=0.0, high=1.0) for hits in range(11)}
+        return Attack(
+            suffix="so",
+            steps=1,
+            n=10,
+            recall_before=one[10],
+            recall_random=one[8],
+            recall_after=one[after],
+            behaviour_after=None if still is None else one[still],
+        )
+
+    assert attack.verdict(found(0, 9)).startswith("An evasion")
+    assert "hides little" in attack.verdict(found(0, 1))
+    assert "not known" in attack.verdict(found(0, None))
+    assert "no more than as many random words" in attack.verdict(found(8, 9))
 
 
 def test_the_suffix_goes_before_the_marks_of_the_template(loaded: LoadedModel) -> None:
