@@ -121,6 +121,7 @@ def comparison() -> list[JSON]:
                 )
             ],
             "percentunit",
+            reach=0.05,
         ),
     ]
 
