@@ -77,30 +77,6 @@ def comparison() -> list[JSON]:
             empty="No acting probe",
         ),
         lines(
-            "Drift",
-            "The last 512 scores against the benign quantiles of the artifact: population stability index, and dashed "
-            "the Kolmogorov-Smirnov distance. A PSI below 0.1 is usually read as stable; either above 0.25 as another "
-            "population. 0 until 256 sequences were judged, or where the artifact has no benign quantiles.",
-            [
-                Query(gauge("probewatch_score_drift"), f"PSI · {LEGEND}"),
-                Query(gauge("probewatch_score_drift_ks"), f"KS · {LEGEND}"),
-            ],
-            "short",
-            marks=DRIFT,
-            reach=0.3,
-            dashed="^KS",
-        ),
-        lines(
-            "Median margin",
-            "Median of (score - threshold) / benign interquartile range, the common scale of all probes. Above 0 is "
-            "flagged.",
-            [Query(q.quantile("0.5", q.MARGIN, THIS, by=BY, over=q.WINDOW), LEGEND)],
-            "short",
-            negative=True,
-            marks=THRESHOLD_AT_ZERO,
-            reach=0.5,
-        ),
-        lines(
             "Unscored share",
             "Tokens without a score among those that should have one. The goal is 0.1% at most.",
             [Query(q.lost_share(BY, THIS), LEGEND)],
@@ -122,6 +98,48 @@ def comparison() -> list[JSON]:
             ],
             "percentunit",
             reach=0.05,
+        ),
+    ]
+
+
+def calibration() -> list[JSON]:
+    """All probes against what they were calibrated on."""
+    about = (
+        "{}, of the last 512 scores against the benign quantiles of the artifact. {} 0 until 256 sequences were "
+        "judged, or where the artifact has no benign quantiles."
+    )
+    return [
+        lines(
+            "Median margin",
+            "Median of (score - threshold) / benign interquartile range, the common scale of all probes. Above 0 is "
+            "flagged.",
+            [Query(q.quantile("0.5", q.MARGIN, THIS, by=BY, over=q.WINDOW), LEGEND)],
+            "short",
+            negative=True,
+            marks=THRESHOLD_AT_ZERO,
+            reach=0.5,
+        ),
+        lines(
+            "Drift (PSI)",
+            about.format(
+                "Population stability index",
+                "Below 0.1 is usually read as stable, above 0.25 as another population.",
+            ),
+            [Query(gauge("probewatch_score_drift"), LEGEND)],
+            "short",
+            marks=DRIFT,
+            reach=0.3,
+        ),
+        lines(
+            "Drift (KS)",
+            about.format(
+                "Largest difference of the distribution functions (Kolmogorov-Smirnov)",
+                "Chance alone exceeds 0.06 once in twenty.",
+            ),
+            [Query(gauge("probewatch_score_drift_ks"), LEGEND)],
+            "short",
+            marks=DRIFT,
+            reach=0.3,
         ),
     ]
 
@@ -183,7 +201,8 @@ BOARD = Board(
     "Scores of each probe against its threshold and its benign quantiles, drift, alert rates, and probes compared.",
     [
         Row("", [summary()], 24, 8),
-        Row("Comparison", comparison(), 8, 8),
+        Row("Comparison", comparison(), 12, 8),
+        Row("Against the calibration", calibration(), 8, 9),
         Row("$probe", one_probe(), 8, 9, repeat="probe"),
     ],
     [PROBE_VARIABLE],
