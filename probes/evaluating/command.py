@@ -14,6 +14,7 @@ from probes.errors import DataError
 from probes.evaluating import profile, protocol
 from probes.evaluating.bench import Bench, Side, contrasts
 from probes.evaluating.card import NAMES, Card, Contrast, Figure
+from probes.evaluating.gate import check_waived
 from probes.identity import check_binding
 from probes.probe import Probe, load
 from probes.reports import html, plots
@@ -22,8 +23,9 @@ from probes.sources import FromModel, Source, Sources
 
 def evaluate(options: argparse.Namespace) -> int:
     """Write the card; status 1 where `--gate` finds a fault or the AUROC is below `--min-auroc`."""
+    check_waived(options.waive)  # before minutes are spent
     if options.picture:
-        plots.check_format(options.picture)  # before minutes are spent
+        plots.check_format(options.picture)
     probe = load(options.probe)
     source, chats = Sources(options.model, options.activations).open(options.data)
     check_binding(probe.manifest, source.identity)

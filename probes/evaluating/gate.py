@@ -19,9 +19,7 @@ def faults(
     waived: Collection[str] = (),
 ) -> tuple[Fault, ...]:
     """Everything that speaks against the probe, one line each. auroc: the probe's on the headline contrast."""
-    unknown = sorted(set(waived) - set(NAMES))
-    if unknown:
-        raise DataError(f"{unknown[0]!r} cannot be waived; give one of: {', '.join(NAMES)}")
+    check_waived(waived)
     found = [
         Fault(
             key=c.key,
@@ -38,6 +36,13 @@ def faults(
         for key, part in missing.items()
     ]
     return tuple(fault for fault in found if fault.key not in waived)
+
+
+def check_waived(waived: Collection[str]) -> None:
+    """`DataError` for a key that names no control and no leakage test."""
+    unknown = sorted(set(waived) - set(NAMES))
+    if unknown:
+        raise DataError(f"{unknown[0]!r} cannot be waived; give one of: {', '.join(NAMES)}")
 
 
 def _leak(leak: Leak, margin: float) -> str:

@@ -10,7 +10,7 @@ import torch
 from evaluating_fakes import WORDS, bench, chat, model, probe, side, told
 
 import probes
-from probes import fitting, hf, training
+from probes import cli, fitting, hf, training
 from probes.evaluating import (
     attack,
     behaviour,
@@ -171,6 +171,17 @@ def test_a_kind_that_is_no_direction_has_its_controls_too(sound: Bench) -> None:
     directions = found["random-directions"]
     assert isinstance(directions, Control)
     assert 0.5 <= (directions.auroc.value or 0.0) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["--waive", "luck"], "cannot be waived"), (["--picture", "x.bmp"], "no picture format")],
+)
+def test_wrong_use_is_told_before_minutes_are_spent(
+    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "no.safetensors", "--model", "no", "--data", "no.jsonl", *given]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_status_is_for_machines(sound_card: Card) -> None:
