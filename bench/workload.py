@@ -51,7 +51,8 @@ def run(llm: Any, load: Workload, seed: int, steered: bool) -> dict[str, float]:
             output_kind=RequestOutputKind.DELTA,
             extra_args=wish,
         )
-        name = f"{seed}-{number}"
+        # No hyphen before a number: ids of one response end so, and its sequences are judged as one.
+        name = f"bench{seed}x{load.requests}x{load.tokens_in}x{number}"
         prompt: Any = {"prompt_token_ids": rng.integers(3, VOCABULARY, load.tokens_in).tolist()}
         begun[name] = time.perf_counter()
         engine.add_request(name, prompt, params)

@@ -25,6 +25,8 @@ from monitor.unscored import Reason, nan_for
 SCHEMA = 3
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
+WIDEST_KERNEL = 64
+"""Columns up to which the monitor's own kernel multiplies."""
 _libraries: list[torch.library.Library] = []
 """One that is collected takes its operations with it."""
 
@@ -52,7 +54,11 @@ def _tap_where_used(
 def _tap_on_gpu(
     residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor, used: Tensor, scratch: Tensor
 ) -> None:
-    """One launch, in place of a conversion of the whole stream and a product for which the library makes two."""
+    """With few columns one launch, in place of a conversion of the whole stream and a product for which the library
+    makes two; with many the library is quicker (docs/performance.md)."""
+    if weight.shape[1] > WIDEST_KERNEL:
+        _tap(residual, weight, scores, squared_norms, used, scratch)
+        return
     from monitor.kernels.score import score
 
     score(residual.reshape(-1, weight.shape[0]).contiguous(), weight, scores, squared_norms, scratch)
@@ -66,7 +72,7 @@ def define_operation(dispatch_key: str) -> None:
 
 def make_scratch(d_model: int, columns: int, device: torch.device) -> Tensor:
     """What the programs of a GPU's launch tell each other; taps on one stream share it. Empty elsewhere."""
-    if device.type != "cuda" or not has_triton():
+    if device.type != "cuda" or not has_triton() or columns > WIDEST_KERNEL:
         return torch.zeros(0, device=device)
     from monitor.kernels.score import plan
 
@@ -152,7 +158,8 @@ class TapBuffers:
             return
         from monitor.kernels.score import compile_for
 
-        compile_for(dtype, weight, self.scores[0], self.squared_norms[0], scratch)
+        if len(scratch):
+            compile_for(dtype, weight, self.scores[0], self.squared_norms[0], scratch)
         starts = torch.zeros(2, dtype=torch.int32, device=weight.device)
         one = torch.zeros(1, dtype=torch.int64, device=weight.device)
         for settled in ({}, {"starts": starts, "positions": one, "slots": one}):
