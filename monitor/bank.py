@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ class ProbeBank:
                 found[row, :, seat.columns] = weight * factor
         return found
 
-    @property
+    @cached_property
     def actions(self) -> dict[str, str]:
         """What each probe does, by name."""
         return {seat.probe.manifest.name: seat.probe.manifest.default_action for seat in self.seats}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -257,19 +258,19 @@ class Frontend:
 
     def _publish(self, verdicts: Mapping[str, ProbeVerdict], bank: ProbeBank) -> None:
         jury = self._jury(bank)
-        for seat in bank.seats:
-            manifest = seat.probe.manifest
-            name, verdict = manifest.name, verdicts[manifest.name]
-            self.metrics.inc_all("probewatch_requests_total", jury.verdicts[name, of_probe(verdict)], by=1)
-            if verdict.flagged and manifest.default_action != "observe":
-                self.metrics.inc("probewatch_alerts_total", name, manifest.default_action)
+        outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]
+        self.metrics.inc_each("probewatch_requests_total", outcomes)
+        for name, action in jury.acting:
+            if verdicts[name].flagged:
+                self.metrics.inc("probewatch_alerts_total", name, action)
+        for content, iqr in jury.calibrated:
+            name, verdict = content[0], verdicts[content[0]]
             if verdict.score is None:
                 continue
-            quantiles = manifest.benign_quantiles
-            if quantiles is not None and manifest.threshold is not None and quantiles.iqr > 0:
-                margin = (verdict.score - manifest.threshold) / quantiles.iqr
+            if iqr > 0 and math.isfinite(verdict.threshold):
+                margin = (verdict.score - verdict.threshold) / iqr
                 self.metrics.observe("probewatch_request_margin", name, value=margin)
-            followed = self._drift.get((name, manifest.tensors_sha256))  # None: detached meanwhile
+            followed = self._drift.get(content)  # None: detached meanwhile
             shift = None if followed is None else followed.add(verdict.score)
             if shift is not None:
                 self.metrics.set("probewatch_score_drift", name, to=shift.psi)

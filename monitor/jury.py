@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat
 from monitor.events import FloatArray, ProbeVerdict
-from monitor.verdict import FLAGGED, OK, UNSCORED, judge
+from monitor.verdict import judge
 from probes.manifest import TokenMask
 from probes.masks import mask
 
@@ -42,8 +42,14 @@ class Jury:
         self._order = [seat.probe.manifest.name for seat in bank.seats]
         self.children = {phase: [(name, phase) for name in self._order] for phase in ("prompt", "generation")}
         """Labels of every probe's token counters, by phase."""
-        self.verdicts = {(name, v): [(name, v)] for name in self._order for v in (OK, FLAGGED, UNSCORED)}
-        """Labels of the request counters."""
+        self.acting = [(name, action) for name, action in bank.actions.items() if action != "observe"]
+        """Name and action of the probes that do more than observe."""
+        self.calibrated = [
+            (content, seat.probe.manifest.benign_quantiles.iqr)
+            for content, seat in zip(bank.contents, bank.seats, strict=True)
+            if seat.probe.manifest.benign_quantiles is not None
+        ]
+        """Name with digest, and benign interquartile range, of the probes that know benign traffic."""
         alike: dict[object, list[Seat]] = {}
         self._alone: list[Seat] = []
         for seat in bank.seats:

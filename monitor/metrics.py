@@ -144,6 +144,10 @@ class Metrics:
         ``children``: the labels of each; the same object every time."""
         self._tally.add(name, children, by)
 
+    def inc_each(self, name: str, children: Sequence[tuple[str, ...]]) -> None:
+        """Adds one to each of several counters, given by their labels, by the time that somebody reads them."""
+        self._tally.add_each(name, children)
+
     def flush(self) -> None:
         """What ``inc_all`` has added is there for every reader."""
         self._tally.flush()

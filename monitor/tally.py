@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Labels = tuple[str, ...]
@@ -22,6 +23,7 @@ class Tally:
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, int], list[Any]] = {}
         """(counter, identity of the labels) -> [labels of each child, sum]"""
+        self._single: Counter[tuple[str, Labels]] = Counter()
         self._flushed = 0.0
 
     def add(self, name: str, children: Sequence[Labels], by: float) -> None:
@@ -31,8 +33,16 @@ class Tally:
         with self._lock:
             held = self._pending.setdefault((name, id(children)), [children, 0])
             held[1] += by
-            due = time.monotonic() - self._flushed >= self._wait
-        if due:
+        self._flush_if_due()
+
+    def add_each(self, name: str, children: Iterable[Labels]) -> None:
+        """One to each of these children, as often as it comes."""
+        with self._lock:
+            self._single.update([(name, labels) for labels in children])
+        self._flush_if_due()
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed >= self._wait:
             self.flush()
 
     def flush(self) -> None:
@@ -40,6 +50,9 @@ class Tally:
         with self._lock:
             pending, self._pending = self._pending, {}
             self._flushed = time.monotonic()
+            single, self._single = self._single, Counter()
+            for (name, labels), by in single.items():
+                self._apply(name, *labels, by=by)
             for (name, _), (children, by) in pending.items():
                 for labels in children:
                     self._apply(name, *labels, by=by)

@@ -45,3 +45,15 @@ def test_what_arrives_soon_after_another_waits_and_is_added_up() -> None:
     assert seen == [("x", "a", 1), ("x", "a", 5)]
     tally.flush()
     assert len(seen) == 2
+
+
+def test_single_increments_are_counted_by_their_labels() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", "0", registry)
+    name = "probewatch_requests_total"
+    metrics.inc_each(name, [("a", "ok"), ("b", "flagged")])
+    metrics.inc_each(name, [("a", "ok"), ("b", "ok")])
+    page = generate_latest(registry).decode()
+    assert f'{name}{{engine="0",model_name="m",probe="a",verdict="ok"}} 2.0' in page
+    assert f'{name}{{engine="0",model_name="m",probe="b",verdict="ok"}} 1.0' in page
+    assert f'{name}{{engine="0",model_name="m",probe="b",verdict="flagged"}} 1.0' in page
