@@ -138,7 +138,7 @@ class Metrics:
         assert not isinstance(child, Histogram)
         child.inc(by)
 
-    def inc_all(self, name: str, children: Sequence[Sequence[str]], by: float) -> None:
+    def inc_all(self, name: str, children: Sequence[tuple[str, ...]], by: float) -> None:
         """Adds the same to several counters, by the time that somebody reads them.
 
         ``children``: the labels of each; the same object every time."""
@@ -246,7 +246,7 @@ class _Reading:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.tallies: WeakSet[Tally] = WeakSet()
-        registry.register(self)  # type: ignore[arg-type]
+        registry.register(self)
 
     def describe(self) -> list[Any]:
         return []
