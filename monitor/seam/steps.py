@@ -22,7 +22,7 @@ from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
 from monitor.slices import assemble, due, without
 from monitor.store import ScoreStore
-from monitor.triggers import Triggers, gate_numbers
+from monitor.triggers import GateKey, Triggers, gate_numbers
 from monitor.unscored import explain
 
 Capturer = Callable[[Any], Capture]
@@ -34,6 +34,8 @@ class Step:
 
     bank: ProbeBank
     """That was in the taps."""
+    gates: dict[GateKey, int]
+    """Of that bank."""
     fresh: list[int]
     """State columns that hold another probe from this step on."""
     adapters: AdapterRules
@@ -62,6 +64,7 @@ class StepReader:
         steerer: Steerer | None = None,
     ) -> None:
         self.bank = bank
+        self._gates = gate_numbers(bank)
         self.buffers = buffers
         self.store = store
         self._block_tokens = block_tokens
@@ -87,7 +90,7 @@ class StepReader:
         """Between two steps: other probes are in the taps from the next step on."""
         kept = {column for seat in bank.shared_with(self.bank) for column in _columns(seat.states)}
         self._fresh += sorted({column for seat in bank.seats for column in _columns(seat.states)} - kept)
-        self.bank, self._adapters = bank, adapters
+        self.bank, self._gates, self._adapters = bank, gate_numbers(bank), adapters
 
     def after_forward(self, runner: Any, scheduler_output: Any) -> None:
         """Sends the step's scores on their way; nothing waits for the device here."""
@@ -121,7 +124,17 @@ class StepReader:
         lost, self._lost = self._lost, False
         seconds = time.perf_counter() - started
         self._step = Step(
-            self.bank, fresh, self._adapters, capture, transfer, copies, finished, seconds, lost, steered
+            self.bank,
+            self._gates,
+            fresh,
+            self._adapters,
+            capture,
+            transfer,
+            copies,
+            finished,
+            seconds,
+            lost,
+            steered,
         )
 
     def take(self) -> Step | None:
@@ -177,9 +190,7 @@ class StepReader:
         if self._skipped:
             due_states = without(due_states, [name in self._skipped for name in view.request_ids], counts)
         with self._following:
-            crossed = self._triggers.follow(
-                view, starts, counts, due_states, arrays.get("fired"), gate_numbers(step.bank)
-            )
+            crossed = self._triggers.follow(view, starts, counts, due_states, arrays.get("fired"), step.gates)
         steered, self._steered = dict(self._steered), Counter()
         seconds = step.host_seconds + time.perf_counter() - started
         return StepScores(
@@ -200,7 +211,7 @@ class StepReader:
     def levels(self, step: StepRows, gates: int) -> FloatArray | None:
         """See ``Triggers.levels``."""
         with self._following:
-            return self._triggers.levels(step, gates, gate_numbers(self.bank))
+            return self._triggers.levels(step, gates, self._gates)
 
     def lose(self) -> None:
         """After a forward pass that could not be read: nothing that was there before may be taken for it.
