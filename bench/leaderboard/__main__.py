@@ -56,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
                 flush=True,
             )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "leaderboard.md").write_text(render(boards, "make leaderboard"), encoding="utf-8")
+    command = "make leaderboard"
+    if options.models:
+        command += f' LEADERBOARD_ARGS="--models {" ".join(map(str, options.models))}"'
+    (options.out / "leaderboard.md").write_text(render(boards, command), encoding="utf-8")
     picture(boards).savefig(options.out / "leaderboard.png", dpi=110)
     print(f"wrote {options.out / 'leaderboard.md'} in {time.monotonic() - start:.0f} s")
     return 0

@@ -62,8 +62,9 @@ def _summary(boards: Sequence[Mapping[str, Any]]) -> str:
     for board in boards:
         best, text = best_of(board), _entry(board, TEXT_ONLY)
         cells = " | ".join(_interval(best["cells"][name]) for name in SETS)
+        recall, alone = best["cells"]["new family"]["recall"], text["cells"]["new family"]
         lines.append(
-            f"| {board['organism']} | {best['kind']} | {cells} | {_interval(text['cells']['new family'])} |"
+            f"| {board['organism']} | {best['kind']} | {cells} | {_percent(recall)} | {_interval(alone)} |"
         )
     return "\n".join([*lines, ""])
 
