@@ -144,11 +144,13 @@ class Frontend:
             if held is None:
                 held = by_bank[id(bank)] = (bank, [])
             held[1].append((block, own_prompt))
-        if by_bank:
+        if not by_bank:
+            return
+        with self.metrics.together():  # nobody may see these tokens as seen and not yet as scored or unscored
             self.metrics.inc_all("probewatch_tokens_seen_total", _PHASES["prompt"], by=prompt)
             self.metrics.inc_all("probewatch_tokens_seen_total", _PHASES["generation"], by=generated)
-        for bank, blocks in by_bank.values():
-            self._count(bank, blocks)
+            for bank, blocks in by_bank.values():
+                self._count(bank, blocks)
 
     def _rows(self, arrival: Arrival, bank: ProbeBank, fed: int) -> FloatArray:
         """Exactly ``fed`` rows: what was delivered for the right position, NaN for the rest."""
@@ -187,16 +189,13 @@ class Frontend:
             metrics.inc_all("probewatch_tokens_scored_total", jury.children["generation"], by=generated)
             metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
             return
-        metrics.flush()  # nobody may see these tokens as seen and not yet as unscored
         is_prompt = np.concatenate([np.arange(len(block)) < own for block, own in blocks])
         why = reasons(whole)
         for seat in bank.seats:
             name = seat.probe.manifest.name
             lost = self._count_missing(name, why[:, seat.states].max(axis=1), is_prompt)
-            metrics.inc("probewatch_tokens_scored_total", name, "prompt", by=prompt - lost["prompt"])
-            metrics.inc(
-                "probewatch_tokens_scored_total", name, "generation", by=generated - lost["generation"]
-            )
+            for phase, came in (("prompt", prompt), ("generation", generated)):
+                metrics.inc_each("probewatch_tokens_scored_total", [(name, phase)], came - lost[phase])
         if np.isfinite(whole).any():
             metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
 
@@ -206,7 +205,9 @@ class Frontend:
             for reason in Reason:
                 n = int((why[rows] == reason).sum())
                 if n:
-                    self.metrics.inc("probewatch_tokens_unscored_total", name, phase, reason.label, by=n)
+                    self.metrics.inc_each(
+                        "probewatch_tokens_unscored_total", [(name, phase, reason.label)], n
+                    )
                 lost[phase] += n
         return lost
 
@@ -259,10 +260,10 @@ class Frontend:
     def _publish(self, verdicts: Mapping[str, ProbeVerdict], bank: ProbeBank) -> None:
         jury = self._jury(bank)
         outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]
-        self.metrics.inc_each("probewatch_requests_total", outcomes)
-        for name, action in jury.acting:
-            if verdicts[name].flagged:
-                self.metrics.inc("probewatch_alerts_total", name, action)
+        alerts = [(name, action) for name, action in jury.acting if verdicts[name].flagged]
+        with self.metrics.together():
+            self.metrics.inc_each("probewatch_requests_total", outcomes)
+            self.metrics.inc_each("probewatch_alerts_total", alerts)
         for content, iqr in jury.calibrated:
             name, verdict = content[0], verdicts[content[0]]
             if verdict.score is None:

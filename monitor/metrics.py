@@ -7,11 +7,13 @@ from ``increase()``.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -106,11 +108,12 @@ class Metrics:
     def __init__(self, model_name: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._base = (model_name, engine)
         self.engine = engine
-        self._metrics = {name: _collector(name, registry) for name in CATALOGUE}
+        page = _page(registry)
+        self._metrics = page.collectors
         self._children: dict[tuple[str, ...], Collector] = {}
         # With several API servers, another process may read the counters at any time.
-        self._tally = Tally(self.inc, at_once="PROMETHEUS_MULTIPROC_DIR" in os.environ)
-        _READING[registry].tallies.add(self._tally)
+        self._tally = Tally(self.inc, "PROMETHEUS_MULTIPROC_DIR" in os.environ, page.applying)
+        page.tallies.add(self._tally)
         for stage in ERROR_STAGES:
             self.child("probewatch_errors_total", stage)
         for phase in PHASES:
@@ -144,9 +147,13 @@ class Metrics:
         ``children``: the labels of each; the same object every time."""
         self._tally.add(name, children, by)
 
-    def inc_each(self, name: str, children: Sequence[tuple[str, ...]]) -> None:
-        """Adds one to each of several counters, given by their labels, by the time that somebody reads them."""
-        self._tally.add_each(name, children)
+    def inc_each(self, name: str, children: Iterable[tuple[str, ...]], by: int = 1) -> None:
+        """Adds to each of several counters, given by their labels, by the time that somebody reads them."""
+        self._tally.add_each(name, children, by)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """What ``inc_all`` and ``inc_each`` add inside is seen by a scrape as a whole or not at all."""
+        return self._tally.together()
 
     def flush(self) -> None:
         """What ``inc_all`` has added is there for every reader."""
@@ -237,42 +244,43 @@ def probe_labels(probe: Probe) -> Sequence[str]:
     return manifest.name, manifest.kind, ",".join(map(str, manifest.layers)), manifest.tensors_sha256
 
 
-# prometheus_client refuses a second collector of the same name; several engines in one process share them.
-_REGISTERED: WeakKeyDictionary[CollectorRegistry, dict[str, Collector]] = WeakKeyDictionary()
-
-
-class _Reading:
-    """Has no metric; it is collected before ours, and makes what waits reach them."""
+class _Page:
+    """All our metrics as the one collector that a registry knows: a scrape may run in another thread than the one that
+    counts, and shows them as they were at one moment."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.collectors = {name: _collector(name) for name in CATALOGUE}
         self.tallies: WeakSet[Tally] = WeakSet()
+        self.applying = threading.RLock()
         registry.register(self)
 
-    def describe(self) -> list[Any]:
-        return []
+    def describe(self) -> list[MetricFamily]:
+        """For the registry: the names, without samples."""
+        return [family for one in self.collectors.values() for family in one.describe()]
 
-    def collect(self) -> list[Any]:
-        for tally in list(self.tallies):
-            tally.flush()
-        return []
+    def collect(self) -> list[MetricFamily]:
+        """For the registry."""
+        with self.applying:
+            for tally in list(self.tallies):
+                tally.flush()
+            return [family for one in self.collectors.values() for family in one.collect()]
 
 
-_READING: WeakKeyDictionary[CollectorRegistry, _Reading] = WeakKeyDictionary()
+# prometheus_client refuses a second collector of the same name; several engines in one process share them.
+_PAGES: WeakKeyDictionary[CollectorRegistry, _Page] = WeakKeyDictionary()
 
 
-def _collector(name: str, registry: CollectorRegistry) -> Collector:
-    if registry not in _READING:
-        _READING[registry] = _Reading(registry)
-    registered = _REGISTERED.setdefault(registry, {})
-    if name not in registered:
-        spec = CATALOGUE[name]
-        labels = ("model_name", "engine", *spec.labels)
-        if spec.type == "counter":
-            registered[name] = Counter(name, spec.help, labels, registry=registry)
-        elif spec.type == "gauge":
-            registered[name] = Gauge(
-                name, spec.help, labels, registry=registry, multiprocess_mode=spec.multiprocess
-            )
-        else:
-            registered[name] = Histogram(name, spec.help, labels, registry=registry, buckets=spec.buckets)
-    return registered[name]
+def _page(registry: CollectorRegistry) -> _Page:
+    if registry not in _PAGES:
+        _PAGES[registry] = _Page(registry)
+    return _PAGES[registry]
+
+
+def _collector(name: str) -> Collector:
+    spec = CATALOGUE[name]
+    labels = ("model_name", "engine", *spec.labels)
+    if spec.type == "counter":
+        return Counter(name, spec.help, labels, registry=None)
+    if spec.type == "gauge":
+        return Gauge(name, spec.help, labels, registry=None, multiprocess_mode=spec.multiprocess)
+    return Histogram(name, spec.help, labels, registry=None, buckets=spec.buckets)

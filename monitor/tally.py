@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Labels = tuple[str, ...]
@@ -14,17 +15,35 @@ AT_MOST_SECONDS = 0.25
 
 
 class Tally:
-    """Sums increments by counter. Whoever reads the counters calls ``flush`` first."""
+    """Sums increments by counter. Whoever reads the counters calls ``flush`` first, holding ``applying``."""
 
-    def __init__(self, apply: Callable[..., None], at_once: bool) -> None:
-        """``apply(name, *labels, by=)`` adds to one counter. ``at_once``: nothing waits, since others may read."""
+    def __init__(
+        self, apply: Callable[..., None], at_once: bool, applying: threading.RLock | None = None
+    ) -> None:
+        """``apply(name, *labels, by=)`` adds to one counter. ``at_once``: nothing waits, since others may read.
+
+        ``applying``: held by whoever changes or reads the counters; the thread that serves never waits for it.
+        """
         self._apply = apply
-        self._wait = 0.0 if at_once else AT_MOST_SECONDS
-        self._lock = threading.Lock()
+        self._at_once = at_once
+        self._applying = applying or threading.RLock()
+        self._lock = threading.RLock()
         self._pending: dict[tuple[str, int], list[Any]] = {}
         """(counter, identity of the labels) -> [labels of each child, sum]"""
         self._single: Counter[tuple[str, Labels]] = Counter()
         self._flushed = 0.0
+        self._together = 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added inside reaches the counters at one moment."""
+        with self._lock:
+            self._together += 1
+            try:
+                yield
+            finally:
+                self._together -= 1
+        self._flush_if_due()
 
     def add(self, name: str, children: Sequence[Labels], by: float) -> None:
         """The same increment to several children. ``children`` has to be the same object every time."""
@@ -35,22 +54,33 @@ class Tally:
             held[1] += by
         self._flush_if_due()
 
-    def add_each(self, name: str, children: Iterable[Labels]) -> None:
-        """One to each of these children, as often as it comes."""
+    def add_each(self, name: str, children: Iterable[Labels], by: int = 1) -> None:
+        """As much to each of these children, as often as it comes."""
+        if not by:
+            return
         with self._lock:
-            self._single.update([(name, labels) for labels in children])
+            for labels in children:
+                self._single[name, labels] += by
         self._flush_if_due()
 
     def _flush_if_due(self) -> None:
-        if time.monotonic() - self._flushed >= self._wait:
+        if self._together:
+            return
+        if self._at_once:
             self.flush()
+        elif time.monotonic() - self._flushed >= AT_MOST_SECONDS and self._applying.acquire(blocking=False):
+            try:  # somebody who reads now sees it the next time
+                self.flush()
+            finally:
+                self._applying.release()
 
     def flush(self) -> None:
         """Everything that waits reaches its counters, as it was at one moment."""
-        with self._lock:
-            pending, self._pending = self._pending, {}
-            self._flushed = time.monotonic()
-            single, self._single = self._single, Counter()
+        with self._applying:
+            with self._lock:
+                pending, self._pending = self._pending, {}
+                single, self._single = self._single, Counter()
+                self._flushed = time.monotonic()
             for (name, labels), by in single.items():
                 self._apply(name, *labels, by=by)
             for (name, _), (children, by) in pending.items():

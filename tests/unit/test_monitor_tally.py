@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, generate_latest
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+from monitor.events import FloatArray
+from monitor.frontend import Arrival, Frontend, Running
 from monitor.metrics import Metrics
 from monitor.tally import Tally
+from tests.unit.monitor_fakes import alerting, column, make_frontend
 
 NAME = "probewatch_tokens_seen_total"
+SCORED, LOST = "probewatch_tokens_scored_total", "probewatch_tokens_unscored_total"
 
 
 def test_a_scrape_sees_all_that_was_added() -> None:
@@ -57,3 +68,71 @@ def test_single_increments_are_counted_by_their_labels() -> None:
     assert f'{name}{{engine="0",model_name="m",probe="a",verdict="ok"}} 2.0' in page
     assert f'{name}{{engine="0",model_name="m",probe="b",verdict="ok"}} 1.0' in page
     assert f'{name}{{engine="0",model_name="m",probe="b",verdict="flagged"}} 1.0' in page
+
+
+def elsewhere(work: Callable[[], None]) -> None:
+    """Does ``work`` in another thread; vLLM answers a scrape in one."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "it waits for the thread that waits for it"
+
+
+def arrive(frontend: Frontend, states: FloatArray) -> None:
+    frontend.arrive([Arrival(Running("r", None, 0, len(states), None), (7,), 0, states)])
+
+
+def totals(page: str) -> tuple[float, float]:
+    """Seen, and scored + unscored."""
+    by_name = {
+        name: sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name))
+        for name in (NAME, SCORED, LOST)
+    }
+    return by_name[NAME], by_name[SCORED] + by_name[LOST]
+
+
+MIXED = [column(1, 2, 3), column(1, np.nan, 3)]
+
+
+@pytest.mark.parametrize("states", MIXED)
+def test_tokens_that_arrive_during_a_scrape_are_all_in_it_or_none(
+    states: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend, registry = make_frontend(alerting())
+    real = Counter.collect
+
+    def collect(self: Counter) -> Iterable[Any]:
+        if self._name + "_total" == NAME:
+            yield from real(self)
+            elsewhere(functools.partial(arrive, frontend, states))
+        else:
+            yield from real(self)
+
+    arrive(frontend, states)
+    monkeypatch.setattr("monitor.tally.AT_MOST_SECONDS", 0)
+    monkeypatch.setattr(Counter, "collect", collect)
+    assert totals(generate_latest(registry).decode()) == (3, 3)
+    monkeypatch.undo()
+    assert totals(generate_latest(registry).decode()) == (6, 6)
+
+
+def test_what_is_counted_together_is_not_seen_in_part() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", "0", registry)
+    looking = threading.Thread(target=lambda: pages.append(generate_latest(registry).decode()))
+    pages: list[str] = []
+    with metrics.together():
+        metrics.inc_each(NAME, [("prompt",)], 2)
+        looking.start()
+        looking.join(0.05)
+        metrics.inc_each(SCORED, [("lie", "prompt")], 2)
+    looking.join()
+    assert totals(pages[0]) == (2, 2)
+
+
+def test_a_scrape_of_chosen_names_sees_all_that_was_added() -> None:
+    frontend, registry = make_frontend(alerting())
+    for _ in range(2):
+        arrive(frontend, MIXED[0])
+    chosen = registry.restricted_registry([SCORED])
+    assert totals(generate_latest(chosen).decode()) == (0, 6)
