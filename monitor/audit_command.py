@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from monitor.audit_verify import verify
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, printable
 
 KEY_VARIABLE = "PROBEWATCH_AUDIT_KEY"
 
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
             f"{error.filename}: {error.strerror}; name a log that can be read"
         ) from error
     for fault in report.faults:
-        print(f"probewatch audit: {fault}", file=sys.stderr)
+        print(f"probewatch audit: {printable(fault)}", file=sys.stderr)
     if report.faults:
         return 1
     print(

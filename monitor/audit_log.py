@@ -77,7 +77,8 @@ class AuditLog:
     def change(self, deed: Deed, outcome: str) -> None:
         """Records a deed. ``outcome``: ``done``, or why not."""
         who = {"key": self._key_print, "peer": deed.peer}
-        event = {"event": "change", "what": deed.what, "asked": dict(deed.asked), "who": who}
+        asked = {name: _as_json(value) for name, value in deed.asked.items()}
+        event = {"event": "change", "what": deed.what, "asked": asked, "who": who}
         self._tell({**event, "outcome": outcome, "probes": attached(self._engines)})
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
@@ -102,7 +103,7 @@ class AuditLog:
                 "events": lost - self._told_lost,
             }
             events = [missing, *events]
-        trouble = self._file.append(events)
+        refused, trouble = self._append(events)
         self._told_lost = lost
         if trouble is not None:
             self._metrics.inc(METRIC, SINK, BROKEN)
@@ -111,7 +112,25 @@ class AuditLog:
                 self._file.path,
                 trouble,
             )
-        return 0
+        return refused
+
+    def _append(self, events: Sequence[Event]) -> tuple[int, str | None]:
+        """How many no line can hold, and what is wrong with the log. Raises ``AuditError``."""
+        try:
+            return 0, self._file.append(events)
+        except AuditError as error:
+            if not isinstance(error.__cause__, ValueError) or len(events) == 1:
+                raise
+        refused, trouble = 0, None  # a strange one shall cost no other
+        for event in events:
+            try:
+                trouble = self._file.append([event]) or trouble
+            except AuditError as error:
+                if not isinstance(error.__cause__, ValueError):
+                    raise
+                logger.error("probewatch: an event does not fit into the audit log: %s", error)
+                refused += 1
+        return refused, trouble
 
 
 def open_audit(settings: Settings, engines: Engines, facts: Mapping[str, Any]) -> AuditLog | None:
@@ -169,6 +188,11 @@ def fingerprint(key: str) -> str:
     PBKDF2 (RFC 8018) with HMAC-SHA256 and a fixed salt: the same key has the same fingerprint in every log.
     """
     return hashlib.pbkdf2_hmac("sha256", key.encode(), b"probewatch audit", _ROUNDS)[:6].hex()
+
+
+def _as_json(value: Any) -> Any:
+    """Somebody may ask for a threshold that is no number, and shall not stay unrecorded by it."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite(shown: Mapping[str, Any], keys: Sequence[str]) -> Event:

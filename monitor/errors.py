@@ -1,13 +1,16 @@
 """What can go wrong in the monitor. Every message is one line: what, the value found, the remedy."""
 
 
+def printable(text: str) -> str:
+    """One line that cannot drive a terminal, whoever chose the text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class MonitorError(Exception):
     """Base of every error the monitor raises on purpose."""
 
     def __str__(self) -> str:
-        # A message may quote a path or a name from outside: it stays one line and cannot drive a terminal.
-        text = super().__str__()
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(super().__str__())  # it may quote a path or a name from outside
 
 
 class ConfigurationError(MonitorError):

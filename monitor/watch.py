@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.client import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, Server, ServerAway
-from monitor.errors import ConfigurationError
+from monitor.errors import ConfigurationError, printable
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 MAX_LIMIT: Final = 1000
@@ -180,7 +180,7 @@ def cells(line: Headline, probes: Sequence[str]) -> list[str]:
         f"{line['prompt_tokens']}+{max(answer, 0)}",
         coverage(line["coverage"]),
         str(line["finish_reason"]),
-        str(line["id"]) + (f" [{line['choice']}]" if line["choice"] else ""),
+        printable(str(line["id"])) + (f" [{line['choice']}]" if line["choice"] else ""),
     ]
 
 

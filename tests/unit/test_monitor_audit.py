@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from monitor.audit_chain import Link, seal
+from monitor.audit_chain import LINE_BYTES, Link, seal
 from monitor.audit_file import AuditFile
 from monitor.audit_head import head_path
 from monitor.audit_log import AuditLog, Deed, fingerprint, open_audit
@@ -25,7 +25,7 @@ from monitor.audit_verify import verify
 from monitor.cli import main
 from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
-from monitor.control import UnknownProbe
+from monitor.control import Control, UnknownProbe
 from monitor.errors import AttachError, AuditError
 from monitor.frontend import Frontend
 from monitor.http import make_router
@@ -341,6 +341,41 @@ def test_every_change_that_the_key_opened_is_recorded_with_its_outcome(
     assert change["who"] == {"key": fingerprint("secret"), "peer": "testclient"}
 
 
+@pytest.mark.parametrize("asked", ["1e999", "-1e999", "NaN"])
+def test_a_threshold_that_is_no_number_is_refused_and_recorded(tmp_path: Path, asked: str) -> None:
+    frontend, registry = make_frontend(alerting("lie"))
+    settings = Settings(audit_path=tmp_path / "log", admin_key="secret")
+    control = Control(alone(frontend), AsyncMock(), None, None, None)
+    state = HttpState(alone(frontend), settings, str, control=control)
+    state.keep_sinks("http://127.0.0.1:8000")
+    application = FastAPI()
+    application.include_router(make_router(lambda: state))
+    reply = TestClient(application).patch(
+        "/v1/probewatch/probes/lie",
+        content=f'{{"threshold": {asked}}}',
+        headers={ADMIN_HEADER: "secret", "Content-Type": "application/json"},
+    )
+    assert reply.status_code == 422
+    state.close()
+    [change] = [line for line in lines(tmp_path / "log") if line["event"] == "change"]
+    assert (change["what"], change["asked"]) == ("set", {"name": "lie", "threshold": repr(float(asked))})
+    assert "not finite" in change["outcome"]
+    assert summed(registry, METRIC, sink="audit", outcome="failed") == 0
+
+
+def test_an_event_that_no_line_can_hold_costs_no_other(tmp_path: Path) -> None:
+    frontend, registry = make_frontend(alerting("lie"))
+    log = AuditLog(AuditFile(tmp_path / "log", None), alone(frontend), None)
+    log.change(Deed("attach", {"path": "x" * LINE_BYTES}, ""), "done")
+    log.change(Deed("attach", {"path": "lie.safetensors"}, ""), "done")
+    log.start({})  # so that one batch holds them all
+    log.close()
+    asked = [line["asked"] for line in lines(tmp_path / "log") if line["event"] == "change"]
+    assert asked == [{"path": "lie.safetensors"}]
+    assert summed(registry, METRIC, sink="audit", outcome="failed") == 1
+    assert verify([tmp_path / "log"], None).faults == []
+
+
 def test_a_log_that_was_touched_is_counted_for_the_alert(tmp_path: Path) -> None:
     frontend, registry = make_frontend(alerting("lie"))
     path = tmp_path / "log"
@@ -381,3 +416,14 @@ def test_the_command(
     assert main(["audit", "verify", str(path), "--key-file", str(tmp_path / "key")]) == 1
     assert f"{path} line 1: was changed" in capsys.readouterr().err
     assert main(["audit", "verify", str(tmp_path / "none")]) == 2
+
+
+def test_a_forged_line_cannot_wipe_the_fault_from_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = AuditFile(tmp_path / "log", None)
+    log.append([{"event": "log_broken", "reason": "\x1b[2J\x1b[H intact: 9 lines"}])
+    assert main(["audit", "verify", str(tmp_path / "log")]) == 1
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert "tells that the log was broken" in shown

@@ -211,3 +211,18 @@ def test_headlines_in_cells() -> None:
     )
     assert (verdict, score, missing, crossed) == ("ok", "-1.25", "-", "audited")
     assert (tokens, coverage, end, request) == ("10+1", "99%", "stop", "chatcmpl-1 [2]")
+
+
+def test_an_id_that_a_client_chose_cannot_drive_the_terminal() -> None:
+    line = {
+        "id": "chatcmpl-\x1b[2J\x9b1m\n",
+        "choice": 0,
+        "finished_at": 0.0,
+        "verdict": "flagged",
+        "finish_reason": "stop",
+        "probes": {},
+        "prompt_tokens": 1,
+        "fed_tokens": 2,
+        "coverage": {"prompt": 1.0, "generated": 1.0},
+    }
+    assert watch.cells(line, [])[-1] == r"chatcmpl-\x1b[2J\x9b1m\n"
