@@ -20,6 +20,7 @@ HOSTILE = (
     "javascript:window.owned=1",
     "{{constructor}}",
     "\u202egnp.exe\u2066",
+    "seen" + "".join(chr(0xE0000 + ord(c)) for c in "hidden") + "\ufe01\u3164",
     "\u0000\u001b[31m",
     "&lt;b&gt;",
     "a\tb",
@@ -33,7 +34,7 @@ ANSWER = "There is good news about the crane, because its paint is smooth and I 
 def filled() -> Iterator[Site]:
     with Site() as site:
         site.plant("one", PROMPT, ANSWER, peak=4.0)
-        site.plant("hostile<img src=x onerror=window.owned=1>", ["<b>", *HOSTILE], HOSTILE)
+        site.plant("hostile<img src=x onerror=window.owned=1>\u202eko", ["<b>", *HOSTILE], HOSTILE)
         site.plant("two", PROMPT, NEUTRAL, peak=1.0, choice=0)
         site.plant("two", PROMPT, ANSWER, peak=4.0, choice=1)
         holes = noise(12, 4, 4.0)
@@ -93,7 +94,7 @@ def test_the_highest_tokens_are_listed_and_lead_to_their_place(filled: Site, vis
 
 
 def test_hostile_text_never_becomes_markup(filled: Site, visit: Visitor) -> None:
-    identity = "hostile<img src=x onerror=window.owned=1>"
+    identity = "hostile<img src=x onerror=window.owned=1>\u202eko"
     page = visit(f"{filled.page}")
     page.get_by_role("link", name="hostile").click()
     tokens = page.locator(".tokens .t")
@@ -102,8 +103,10 @@ def test_hostile_text_never_becomes_markup(filled: Site, visit: Visitor) -> None
     shown = "".join(tokens.all_text_contents())
     assert not set("\u202e\u2066\u0000\u001b") & set(shown)
     assert "\\u202egnp.exe\\u2066" in shown
+    assert "seen\\ue0068\\ue0069" in shown  # tags: a hidden text that tokenizers read and nobody sees
+    assert not set("\U000e0068\ufe01\u3164") & set(shown)
     assert max(len(text) for text in tokens.all_text_contents()) < 300
-    assert page.locator(".case-id").text_content() == identity
+    assert page.locator(".case-id").text_content() == identity.replace("\u202e", "\\u202e")
     for i in range(tokens.count()):
         tokens.nth(i).hover(force=True)
     assert page.locator("main img, main script, main b, main textarea, nav img").count() == 0

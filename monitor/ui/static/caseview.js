@@ -3,7 +3,7 @@
 import { chosenSequence } from "./case.js";
 import { copyButton, el } from "./dom.js";
 import { makeSequence } from "./sequence.js";
-import { moment } from "./text.js";
+import { moment, visible } from "./text.js";
 
 /** `wanted`: {choice, probe, token}, each may be missing. `moved`: told of every change of these three.
  * `actions`: further buttons of the head. */
@@ -37,7 +37,7 @@ function head(found, actions) {
     "header",
     { class: "case-head" },
     el("span", { class: `verdict verdict-${found.verdict}` }, found.verdict),
-    el("h2", { class: "case-id", title: found.id }, found.id),
+    el("h2", { class: "case-id", title: visible(found.id) }, visible(found.id)),
     copyButton("Copy id", () => found.id, { class: "small" }),
     actions,
     el("p", { class: "case-facts" }, facts),

@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 import { address } from "./place.js";
 import { passes } from "./rows.js";
-import { ago, clock, count, moment, number } from "./text.js";
+import { ago, clock, count, moment, number, visible } from "./text.js";
 
 const SHOWN = 500;
 const AGES = [
@@ -129,7 +129,7 @@ function makeRow(row) {
         el("span", { class: "row-ago", "data-time": row.time }, ago(row.time)),
       ),
       probes.map(chip),
-      el("span", { class: "row-id" }, row.id, row.choice ? ` · choice ${row.choice}` : ""),
+      el("span", { class: "row-id" }, visible(row.id), row.choice ? ` · choice ${row.choice}` : ""),
       el("span", { class: "row-facts" }, `${row.model} · ${count(row.tokens)} tokens · ${row.finishReason}`),
     ),
   );

@@ -1,15 +1,16 @@
 /** How numbers, times and tokens are written. */
 
-/* What would hide, reorder or break: controls, zero-width, bidirectional marks, separators, byte order mark. */
+/* What would hide, reorder or break: controls, zero-width, bidirectional marks, separators, fillers, byte order mark,
+ * variation selectors (but the one of emoji) and tags: a whole hidden text can be written in the last two. */
 const UNSEEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\u{e0000}-\u{e0fff}]/gu;
 const LONGEST = 256;
 
 /** Text of a token with everything unseen made visible; a line break stays one behind its sign. */
 export function visible(text) {
   const cut = text.length > LONGEST ? `${text.slice(0, LONGEST)}\u2026` : text;
   return cut
-    .replace(UNSEEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`)
+    .replace(UNSEEN, (sign) => `\\u${sign.codePointAt(0).toString(16).padStart(4, "0")}`)
     .replaceAll("\t", "\u21e5\t")
     .replaceAll("\n", "\u21b5\n");
 }
