@@ -154,9 +154,18 @@ def versions() -> list[JSON]:
         ),
         info_table(
             "Attached probes",
-            "The artifact behind each attached probe. Layers are 0-based block outputs.",
-            f"{q.pick('probewatch_probe_info')} == 1",
-            {**INFO, "probe": "Probe", "kind": "Kind", "layers": "Layers", "sha256": "sha256"},
+            "The artifact behind each attached probe, and what crossing its threshold leads to. Layers are 0-based "
+            "block outputs.",
+            f"({q.pick('probewatch_probe_info')} == 1) * on (job, instance, model_name, engine, probe) "
+            f"group_left (action) ({q.pick('probewatch_action_info')} == 1)",
+            {
+                **INFO,
+                "probe": "Probe",
+                "action": "Action",
+                "kind": "Kind",
+                "layers": "Layers",
+                "sha256": "sha256",
+            },
             links={"Instance": [CELL_EVIDENCE]},
         ),
     ]

@@ -72,6 +72,9 @@ CATALOGUE: dict[str, Metric] = {
         "histogram", "(score - threshold) / benign interquartile range.", ("probe",), MARGIN_BOUNDS
     ),
     "probewatch_threshold": Metric("gauge", "Threshold in force.", ("probe",)),
+    "probewatch_action_info": Metric(
+        "gauge", "1 for the action of an attached probe, 0 for those it had before.", ("probe", "action")
+    ),
     "probewatch_nominal_fpr": Metric(
         "gauge", "Share of benign traffic the threshold was set to flag.", ("probe",)
     ),
@@ -111,6 +114,8 @@ class Metrics:
         page = _page(registry)
         self._metrics = page.collectors
         self._children: dict[tuple[str, ...], Collector] = {}
+        self._actions: dict[str, set[str]] = {}
+        """That each attached probe has, or had."""
         # With several API servers, another process may read the counters at any time.
         self._tally = Tally(self.inc, "PROMETHEUS_MULTIPROC_DIR" in os.environ, page.applying)
         page.tallies.add(self._tally)
@@ -202,6 +207,10 @@ class Metrics:
         manifest = probe.manifest
         name, action = manifest.name, manifest.default_action
         self.set("probewatch_probe_info", *probe_labels(probe), to=1)
+        known = self._actions.setdefault(name, set())
+        known.add(action)
+        for one in known:
+            self.set("probewatch_action_info", name, one, to=float(one == action))
         if manifest.threshold is not None:
             self.set("probewatch_threshold", name, to=manifest.threshold)
         if manifest.nominal_fpr is not None:
@@ -226,6 +235,8 @@ class Metrics:
         self.set("probewatch_probe_info", *probe_labels(probe), to=0)
         for name in PROBE_GAUGES:
             self.forget(name, probe.manifest.name)
+        for action in self._actions.pop(probe.manifest.name, ()):
+            self.forget("probewatch_action_info", probe.manifest.name, action)
 
     def forget(self, name: str, *labels: str) -> None:
         """Takes a gauge from the page. prometheus_client cannot where several processes share it: there it is NaN."""

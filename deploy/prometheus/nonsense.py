@@ -71,10 +71,11 @@ def alerts() -> list[Alert]:
         Alert(
             "ProbewatchProbeChanged",
             "warning",
-            "{{ $labels.probe }} was detached or its threshold changed on {{ $labels.instance }}",
+            "{{ $labels.probe }} was detached, or its threshold or action changed on {{ $labels.instance }}",
             f"Within 30 minutes somebody with the admin key changed how {NAME} judges on {WHERE}. If it was none of "
             "you, the monitor has been blinded.",
             f"sum by ({PROBE}) (changes(probewatch_threshold[30m])) > 0\n"
+            f"or sum by ({PROBE}) (changes(probewatch_action_info[30m])) > 0\n"
             f"or max by ({PROBE}) (max_over_time(probewatch_probe_info[30m]))\n"
             f"  > max by ({PROBE}) (probewatch_probe_info)",
             board="probes",

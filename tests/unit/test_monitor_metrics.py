@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitor.desired import bank_of, wanted
 from monitor.metrics import CATALOGUE, ERROR_STAGES, PROBE_GAUGES, Metrics
 from monitor.unscored import Reason
 from tests.unit import nursery
@@ -107,6 +108,24 @@ def test_a_detached_probe_shows_no_gauge_of_what_was() -> None:
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="ok") == 0, "counters stay"
     frontend.adopt(frontend.bank.follow([probe]))
     assert value(registry, "probewatch_threshold", probe="lie") == 1.5
+
+
+def test_a_probe_that_is_told_to_observe_shows_it() -> None:
+    frontend, registry = make_frontend(alerting())
+
+    def actions() -> list[float | None]:
+        return [
+            value(registry, "probewatch_action_info", probe="lie", action=one) for one in ("alert", "observe")
+        ]
+
+    assert actions() == [1, None]
+    [told] = [wanted(seat.probe, default_action="observe") for seat in frontend.bank.seats]
+    frontend.adopt(bank_of(frontend.bank, [told], 1, {}))
+    assert actions() == [0, 1]
+    frontend.adopt(frontend.bank.follow([alerting()], 2))
+    assert actions() == [1, 0]
+    frontend.adopt(frontend.bank.follow([], 3))
+    assert actions() == [None, None]
 
 
 def test_an_uncalibrated_probe_shows_no_threshold() -> None:
