@@ -103,6 +103,7 @@ def outcome(load: Callable[[], probes.Probe]) -> str:
     return "sound"
 
 
+@pytest.mark.thorough
 def test_ten_thousand_broken_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     fuzzer, found, faults = Fuzzer(SEED), Counter[str](), []
@@ -130,6 +131,7 @@ def test_ten_thousand_broken_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert CASES < 5000 or (found["sound"] > 0 and len(found) > 8), "the cases are too much alike"
 
 
+@pytest.mark.thorough
 def test_a_thousand_broken_manifests_alone() -> None:
     rng, fields = random.Random(SEED), Fuzzer(SEED).sound[0][0]
     for _ in range(1000):

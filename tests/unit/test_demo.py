@@ -430,6 +430,7 @@ def test_it_stops_waiting_when_told_to(tmp_path: Path) -> None:
         waiting.stop()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="a service of the Linux kernel")
 def test_a_killed_demo_leaves_no_server_behind(tmp_path: Path) -> None:
     source = f"""

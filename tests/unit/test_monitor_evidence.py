@@ -275,6 +275,7 @@ for i in range(300):
 """
 
 
+@pytest.mark.thorough
 def test_what_waits_is_written_when_a_process_ends_without_a_word(path: Path) -> None:
     nursery.run(ENDING, [path])
     assert len(EvidenceFile(path, 30, 64).find(AlertQuery(limit=1000))) == 300

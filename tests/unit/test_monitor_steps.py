@@ -81,6 +81,7 @@ def test_the_engines_above_do_all_that_vllm_does(runner: str, depth: int) -> Non
     assert {name for name in expected if events[name] >= 5} == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("runner", "depth"), [("v1", 3), ("v2", 3)])
 @given(seed=seeds)
 @settings(max_examples=8, deadline=None)
@@ -95,6 +96,7 @@ def test_outputs_fetched_in_a_thread_of_their_own_hold_the_same_scores(
     check_counts(aside)
 
 
+@pytest.mark.thorough
 @ways
 @given(seed=seeds)
 @settings(max_examples=12, deadline=None)

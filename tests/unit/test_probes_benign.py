@@ -41,6 +41,7 @@ def traffic(probe: Probe, n: int, seed: int) -> Benign:
     return benign.of_activations(probe, f"set {seed}", map(conversation, scores), names, "0" * 64)
 
 
+@pytest.mark.thorough
 def test_realised_rates_keep_their_promise_on_the_running_supremum() -> None:
     pool = traffic(first_coordinate(), 4000, 0).scores
     rng, nominal, n = np.random.default_rng(1), 0.05, 199
@@ -59,6 +60,7 @@ def test_realised_rates_keep_their_promise_on_the_running_supremum() -> None:
     assert covered / 400 >= 0.94
 
 
+@pytest.mark.thorough
 def test_a_threshold_of_the_final_score_would_flag_far_more() -> None:
     # Why the statistic that is deployed must be the one that is calibrated: a live alert looks after every token.
     at_the_end = traffic(first_coordinate(statistic="final"), 2000, 0)

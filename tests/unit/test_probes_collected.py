@@ -209,6 +209,7 @@ def planted(folder: Path) -> Collected:
     return open_collection(folder)
 
 
+@pytest.mark.thorough
 def test_a_probe_is_trained_calibrated_and_evaluated_without_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def run(*arguments: object) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.thorough
 def test_commands_from_data_to_verified_artifact(
     tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +344,7 @@ def test_a_stop_needs_the_statistic_that_a_stop_acts_on(
     assert "running_sup" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_probe_is_made_again_from_its_manifest(
     tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,6 +375,7 @@ def test_a_probe_is_made_again_from_its_manifest(
     assert "does not say how it was made" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_recipe_trains_with_nothing_but_a_model_and_its_data_can_be_collected_first(
     tmp_path: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def whole(full: Card) -> str:
     return html.page(full)
 
 
+@pytest.mark.thorough
 def test_a_page_stands_alone(bare: str, whole: str) -> None:
     for page in (bare, whole):
         found = parsed(page)

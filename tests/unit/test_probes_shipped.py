@@ -93,6 +93,7 @@ def test_every_control_stands_beside_the_probe(name: str) -> None:
         assert "text only (TF-IDF)" in contrast["others_auroc"]
 
 
+@pytest.mark.thorough
 def test_the_shipped_deception_probe_still_tells_lies_from_honest_answers() -> None:
     loaded = hf.load(model_dir())
     asked = cases(60, seed=99, split="test", conditions=traffic.CONDITIONS)

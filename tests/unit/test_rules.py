@@ -64,7 +64,9 @@ def test_a_stale_file_and_a_name_that_is_gone_are_caught(
     assert stale(texts(), tmp_path) == []
     (tmp_path / "rules.yml").write_text("groups: []\n")
     assert stale(texts(), tmp_path) == [f"{tmp_path / 'rules.yml'}: stale; run `make dashboards`"]
-    monkeypatch.delitem(CATALOGUE, "probewatch_attached")
+    # Another dict: one that is put back into the catalogue would come last there.
+    fewer = {name: metric for name, metric in CATALOGUE.items() if name != "probewatch_attached"}
+    monkeypatch.setattr("deploy.prometheus.promql.CATALOGUE", fewer)
     assert any(
         line.startswith("ProbewatchNotAttached: probewatch_attached: no metric") for line in undefined()
     )
@@ -178,6 +180,7 @@ def test_promtool_finds_the_rules_clean() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", promtool_tests(), ids=lambda path: path.stem)
 def test_promtool_sees_the_alerts_fire_and_not_fire(path: Path) -> None:
     result = subprocess.run(
@@ -186,6 +189,7 @@ def test_promtool_sees_the_alerts_fire_and_not_fire(path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.thorough
 def test_promtool_fails_where_an_alert_never_fires(tmp_path: Path) -> None:
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for group in rules["groups"]:
