@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from monitor.attach import check_model, make_plan
@@ -50,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
     table = Table("", "check", "found", "remedy", title="probewatch doctor", title_justify="left")
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]FAIL[/]"
-        table.add_row(mark, finding.check, finding.found, "" if finding.ok else finding.remedy)
+        shown = (finding.check, finding.found, "" if finding.ok else finding.remedy)
+        table.add_row(mark, *map(escape, shown))  # a path may look like markup
     Console().print(table)
     failed = [finding for finding in findings if not finding.ok]
     print(f"{len(findings) - len(failed)} checks passed, {len(failed)} failed")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -31,7 +33,9 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
     router = APIRouter(prefix="/v1/probewatch", tags=["probewatch"], lifespan=lifespan)
 
     def evidence_allowed(request: Request) -> None:
-        if not state().settings.open_evidence:
+        if state().settings.open_evidence:
+            check_open(state().settings, request)
+        else:
             check_admin(state().settings, request)
 
     def admin_only(request: Request) -> None:
@@ -113,6 +117,32 @@ def check_admin(settings: Settings, request: Request) -> None:
     given = request.headers.get(ADMIN_HEADER, "")
     if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
         raise HTTPException(403, f"header {ADMIN_HEADER} is missing or wrong; send the server's admin key")
+
+
+def check_open(settings: Settings, request: Request) -> None:
+    """Evidence that needs no key is for programs and for the server's own page. Raises 403 for another web page in the
+    browser of this machine: vLLM may be told to allow every origin, and anybody's name can point to loopback."""
+    host = request.headers.get("Host", "")
+    origin = request.headers.get("Origin")
+    if _is_dotted_name(host) or (origin is not None and urlsplit(origin).netloc != host):
+        if settings.admin_key is not None and ADMIN_HEADER in request.headers:
+            check_admin(settings, request)
+            return
+        raise HTTPException(
+            403,
+            f"PROBEWATCH_OPEN_EVIDENCE opens evidence to this machine, not to {(origin or host)[:100]!r}; ask "
+            f"127.0.0.1 or localhost, or send {ADMIN_HEADER}",
+        )
+
+
+def _is_dotted_name(host: str) -> bool:
+    """Whether ``HOST[:PORT]`` is a name that somebody's name server may answer for: neither an address nor bare."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." in host
+    return False
 
 
 def peer_of(request: Request) -> str:

@@ -56,6 +56,28 @@ def get(client: TestClient, path: str, headers: dict[str, str] | None = None, st
     return answer.json()
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "https://elsewhere.example"}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:9999"}, 403),
+        ({"Host": "localhost:8000", "Origin": "null"}, 403),
+        ({"Host": "rebound.example:8000"}, 403),
+        ({"Host": "rebound.example:8000", "Origin": "http://rebound.example:8000"}, 403),
+        ({"Host": "llm.example", **KEY}, 200),
+    ],
+)
+def test_open_evidence_is_not_for_other_pages_in_the_browser(
+    watched: Frontend, headers: dict[str, str], status: int
+) -> None:
+    for path in EVIDENCE:
+        get(client_of(watched, open_evidence=True), path, headers, status)
+
+
 def test_status_needs_no_key_and_tells_what_is_attached(watched: Frontend) -> None:
     found = get(client_of(watched, key=None), "/status")
     assert found["attached"] is False, "nothing has proven the taps yet"
