@@ -1,9 +1,10 @@
-"""The library's command line: train, recipes, calibrate, evaluate, inspect, verify.
+"""The library's command line: train, recipes, calibrate, evaluate, inspect, verify, import, export-vector.
 
 `monitor.cli` composes these into `probewatch`. What each command does is in `probes.commands`.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,22 @@ from typing import Final
 
 from probes.errors import ArtifactError, BindingError, CalibrationError, ProbeError
 
+IMPORTS: Final = (
+    "gguf",
+    "steering-vectors",
+    "cast",
+    "persona-vectors",
+    "refusal-direction",
+    "sklearn",
+    "npz",
+    "apollo",
+    "aisi",
+    "hallucination-probes",
+    "models-under-pressure",
+    "attention-probes",
+    "saelens",
+)
+"""Formats of `probewatch import`, here so that --help needs no torch; `probes.importing.formats` reads them."""
 Command = Callable[[argparse.Namespace], int]
 
 _EXAMPLES: Final = {
@@ -23,6 +40,8 @@ _EXAMPLES: Final = {
     "--report card.html --gate",
     "inspect": "probewatch inspect deception.safetensors",
     "verify": "probewatch verify deception.safetensors --model ./model",
+    "import": "probewatch import vector.gguf --model ./model -o vector.safetensors",
+    "export-vector": "probewatch export-vector honesty.safetensors --format gguf -o honesty.gguf",
 }
 _HELP: Final = {
     "train": "fit a probe to labelled conversations, its kind, layer and penalty chosen on validation",
@@ -31,7 +50,14 @@ _HELP: Final = {
     "evaluate": "judge a probe on test conversations beside its controls: an HTML report card, a gate for CI",
     "inspect": "print the manifest and the report card of an artifact",
     "verify": "check an artifact's format, digest, golden scores and, with --model, its binding",
+    "import": "convert another project's probe or vector; its layer numbers are never guessed in silence (docs/import.md)",
+    "export-vector": "write a vector as a GGUF control vector or for steering-vectors",
 }
+_ELSEWHERE: Final = {
+    "import": ("probes.importing.command", "import_file"),
+    "export-vector": ("probes.importing.command", "export_vector"),
+}
+"""Commands outside `probes.commands`: what opens foreign files stays in a room of its own."""
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,6 +72,11 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     verify = _command(subparsers, "verify")
     verify.add_argument("probe", type=Path)
     verify.add_argument("--model", type=Path, help="directory of the model that it must fit")
+    _import(_command(subparsers, "import"))
+    export = _command(subparsers, "export-vector")
+    export.add_argument("vector", type=Path)
+    export.add_argument("--format", choices=("gguf", "steering-vectors"), required=True)
+    export.add_argument("-o", "--out", type=Path, required=True, help="file to write")
 
 
 def status_of(error: ProbeError) -> int:
@@ -77,9 +108,8 @@ def _command(
 
 def _guarded(name: str) -> Command:
     def run(options: argparse.Namespace) -> int:
-        from probes import commands  # torch and scikit-learn: not for --help
-
-        chosen: Command = getattr(commands, name)
+        module, function = _ELSEWHERE.get(name, ("probes.commands", name))
+        chosen: Command = getattr(importlib.import_module(module), function)  # torch: not for --help
         try:
             return chosen(options)
         except ProbeError as error:
@@ -187,6 +217,27 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="file, or folder where the format has several")
+    parser.add_argument("--format", choices=IMPORTS, help="default: by what is in the file")
+    parser.add_argument(
+        "--layers-are",
+        choices=("resid_post", "hf", "block_input"),
+        help="what the file's layer numbers mean: after block N, hidden_states[N], or before block N",
+    )
+    parser.add_argument(
+        "--layers",
+        type=_numbers,
+        metavar="L,..",
+        help="in the file's numbering: those to take, or to declare",
+    )
+    parser.add_argument("--features", type=_numbers, metavar="K,..", help="of a sparse autoencoder")
+    parser.add_argument("--positive-class", help="of a classifier with several classes")
+    parser.add_argument("--model", type=Path, help="directory of the model to bind it to (default: unbound)")
+    parser.add_argument("--name", help="default: by the name of the file written")
+    _out(parser)
+
+
 def _sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="directory of a Hugging Face model")
     parser.add_argument(
@@ -200,6 +251,10 @@ def _out(parser: argparse.ArgumentParser) -> None:
 
 def _layers(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sorted({int(layer) for layer in part.split("+")})) for part in text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def _floats(text: str) -> tuple[float, ...]:

@@ -10,7 +10,8 @@
     │   ├── NonFinite            a tensor holds NaN or infinity
     │   ├── ManifestInvalid      the manifest is missing or breaks the schema
     │   ├── DigestMismatch       the tensors are not those that the manifest was written for
-    │   └── GoldenMismatch       the golden inputs do not give the golden scores
+    │   ├── GoldenMismatch       the golden inputs do not give the golden scores
+    │   └── NotConvertible       another project's probe that no kind of ours computes exactly
     ├── BindingError             a sound artifact, and the wrong model for it
     │   ├── Unbound              the artifact names no model
     │   ├── ModelMismatch        another model, chat template or weights
@@ -20,6 +21,7 @@
     │   ├── DatasetInvalid       a line of the file, a missing label, one class only
     │   ├── CollectionInvalid    a folder of activations: unfinished, damaged, or without what is asked of it
     │   └── SplitLeak            a group on both sides of a split
+    ├── FlagNeeded               another project's file leaves open what a flag must say
     └── CalibrationError         no threshold can be given, or one is needed and absent
 
 Each message is one line: what, the value found, the remedy.
@@ -75,6 +77,10 @@ class GoldenMismatch(ArtifactError):
     """The golden inputs do not reproduce the golden scores."""
 
 
+class NotConvertible(ArtifactError):
+    """A sound file of another project that reads another tensor, or computes what no kind here does."""
+
+
 class BindingError(ProbeError):
     """The artifact is sound and does not fit the model it is attached to."""
 
@@ -109,6 +115,10 @@ class CollectionInvalid(DataError):
 
 class SplitLeak(DataError):
     """A group (entity) occurs on both sides of a split."""
+
+
+class FlagNeeded(ProbeError):
+    """A file of another project that can be read in more than one way; the message has the flag to add."""
 
 
 class CalibrationError(ProbeError):

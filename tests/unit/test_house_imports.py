@@ -26,6 +26,7 @@ PROBES_EXCEPTIONS = {
 # The top of monitor/: what composes the rooms. Nothing below may reach up to it.
 COMPOSITION = ("monitor.plugin", "monitor.cli", "monitor.__main__")
 SEAM = ("monitor.seam",)
+CONVERTER = ("probes.importing",)
 # vLLM swallows a plugin's import errors, so what its entry points name must have none to raise.
 ENTRY_MODULES = {"monitor", "monitor.plugin"}
 
@@ -104,7 +105,21 @@ def entry_cannot_fail(module: str, found: Import) -> str | None:
     return None
 
 
-RULES = [probes_stand_alone, only_the_seam_knows_vllm, arrows_point_down, entry_cannot_fail]
+def foreign_files_stay_outside(module: str, found: Import) -> str | None:
+    if within(found.target, CONVERTER) and not within(module, CONVERTER):
+        return "what opens foreign files is a command of its own, and no server imports it"
+    if within(found.target, ("probes.cli",)) and not within(module, ("probes.cli", "monitor.cli")):
+        return "only the command line reaches the commands"
+    return None
+
+
+RULES = [
+    foreign_files_stay_outside,
+    probes_stand_alone,
+    only_the_seam_knows_vllm,
+    arrows_point_down,
+    entry_cannot_fail,
+]
 
 
 def complaints(module: str, source: str, is_package: bool = False) -> list[str]:
@@ -144,6 +159,9 @@ def test_the_house_keeps_its_arrows() -> None:
         ("monitor.events", "from .seam.wire import send", "a pure room does not import monitor.seam"),
         ("monitor.seam.http", "from ..plugin import register", "only the composition root stands above"),
         ("monitor.events", "import monitor.cli", "only the composition root stands above"),
+        ("monitor.control", "import probes.importing.pickles", "no server imports it"),
+        ("probes.artifact", "def f():\n    from probes.importing import convert", "no server imports it"),
+        ("monitor.http", "from probes import cli", "only the command line reaches"),
         ("monitor.plugin", "import torch", "only the standard library at module level"),
         ("monitor.plugin", "try:\n    import torch\nexcept ImportError: ...", "only the standard library"),
     ],

@@ -1,0 +1,48 @@
+"""`probewatch import` and `probewatch export-vector`."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from probes.identity import model_identity
+from probes.importing.convert import convert
+from probes.importing.export import export
+from probes.importing.foreign import Request
+from probes.importing.formats import FORMATS, detect
+from probes.probe import load
+
+
+def import_file(options: argparse.Namespace) -> int:
+    """Convert a file; warnings go to stderr. Nothing is written where anything is wrong."""
+    request = Request(
+        options.file, options.layers_are, options.layers, options.features, options.positive_class
+    )
+    form = options.format or detect(request)
+    foreign = FORMATS[form](request)
+    model = None if options.model is None else model_identity(options.model)
+    probe = convert(foreign, request, options.name or _name(options.out), model)
+    written = probe.save(options.out)
+    for note in foreign.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    where = "bound to no model, refused at attach" if model is None else f"bound to {model.model_id}"
+    shown = ", ".join(map(str, written.manifest.layers))
+    print(
+        f"{options.out}: {written.manifest.name}, {written.manifest.kind}, from {form}, after block {shown}, d_model "
+        f"{written.manifest.d_model}; {where}"
+    )
+    return 0
+
+
+def export_vector(options: argparse.Namespace) -> int:
+    """Write a vector in another project's format."""
+    probe = load(options.vector)
+    export(probe, options.out, options.format)
+    shown = ", ".join(map(str, probe.manifest.layers))
+    print(f"{options.out}: {probe.manifest.name} as {options.format}, after block {shown}")
+    return 0
+
+
+def _name(path: Path) -> str:
+    """A valid probe name from a file's."""
+    return re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).lstrip("._-")[:64] or "imported"

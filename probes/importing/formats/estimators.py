@@ -1,0 +1,173 @@
+"""Linear estimators of scikit-learn (joblib, pickle), and the same numbers in an npz."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from probes.errors import FlagNeeded, MalformedArtifact, NotConvertible, TensorInvalid
+from probes.importing import bounded
+from probes.importing.arrays import Array, floats
+from probes.importing.foreign import Floats, Foreign, Request
+from probes.importing.formats.heads import folded
+from probes.importing.pickles import Placeholder, class_name, load_pickle
+from probes.method import Aggregation
+
+KINDS: Final[Mapping[str, str]] = {
+    "LogisticRegression": "logistic",
+    "LogisticRegressionCV": "logistic",
+    "LinearDiscriminantAnalysis": "lda",
+    "Ridge": "ridge",
+    "RidgeCV": "ridge",
+    "RidgeClassifier": "ridge",
+    "RidgeClassifierCV": "ridge",
+    "LinearRegression": "ridge",
+    "LinearSVC": "affine",
+    "SGDClassifier": "affine",
+}
+"""scikit-learn's class -> our kind."""
+SOFTMAX: Final = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
+"""Those whose class probabilities are a softmax over all classes."""
+_NAMES: Final = {
+    "weight": ("weight", "weights", "coef", "coef_", "w", "direction"),
+    "bias": ("bias", "intercept", "intercept_", "b"),
+    "mean": ("mean", "scaler_mean", "mean_", "mu"),
+    "scale": ("scale", "scaler_scale", "scale_", "sigma", "std"),
+    "layers": ("layers", "layer"),
+}
+
+
+def sklearn(request: Request) -> Foreign:
+    """An estimator, or a Pipeline of StandardScaler and one. Which layer it was fitted to, no such file says."""
+    found = load_pickle(bounded.read(request.path))
+    return _estimator(found, request, "sklearn")
+
+
+def npz(request: Request) -> Foreign:
+    """weight [d] or [L, d], bias, mean and scale of the scaler, layers: see `_NAMES` for their other names."""
+    bounded.check_zip(request.path)
+    try:
+        with np.load(io.BytesIO(bounded.read(request.path)), allow_pickle=False) as held:
+            found = {name: held[name] for name in held.files if held[name].dtype.kind in "fiub"}
+    except (ValueError, OSError, KeyError, EOFError, NotImplementedError) as error:
+        raise MalformedArtifact(
+            f"{request.path} cannot be read ({bounded.one_line(error)}); write it again"
+        ) from None
+    picked = {role: _first(found, names) for role, names in _NAMES.items()}
+    if picked["weight"] is None:
+        raise MalformedArtifact(f"{request.path} has no array 'weight' (or coef, direction); name it so")
+    weight = np.atleast_2d(floats(picked["weight"], "weight"))
+    bias = floats(picked["bias"], "bias").reshape(-1) if picked["bias"] is not None else np.zeros(1)
+    if weight.ndim != 2 or len(bias) != 1:
+        raise TensorInvalid(f"weight {list(weight.shape)} and {len(bias)} biases; give [L, d] and one")
+    weight, offset = folded(weight, float(bias[0]), picked["mean"], picked["scale"])
+    said = picked["layers"]
+    layers = None if said is None else tuple(int(n) for n in floats(said, "layers").reshape(-1))
+    return Foreign(
+        "npz", "affine", {"weight": weight, "bias": np.asarray(offset)}, layers, None, request.path.stem
+    )
+
+
+def is_under_pressure(found: object) -> bool:
+    """A probe object of models-under-pressure."""
+    return isinstance(found, Placeholder) and found.origin.startswith("models_under_pressure.")
+
+
+def models_under_pressure(request: Request) -> Foreign:
+    """Their probes read the RMS-normalised input of a block: refused, whatever the file holds."""
+    raise NotConvertible(
+        f"{request.path}: models-under-pressure reads a block's input after its RMSNorm, not the raw residual; "
+        "train the probe again from `probewatch collect`"
+    )
+
+
+def _estimator(found: object, request: Request, name: str) -> Foreign:
+    scaler, final = _parts(found)
+    said, kind = vars(final), KINDS[class_name(final)]
+    weight = np.atleast_2d(floats(said.get("coef_"), "coef_"))
+    bias = floats(said.get("intercept_", 0.0), "intercept_").reshape(-1)
+    bias = np.broadcast_to(bias, (len(weight),)) if len(bias) == 1 else bias
+    if weight.ndim != 2 or len(bias) != len(weight):
+        raise TensorInvalid(
+            f"coef_ {list(weight.shape)} and {len(bias)} intercepts do not fit; fetch the file again"
+        )
+    mean, scale = _scaling(scaler)
+    rows = [folded(row[None], float(b), mean, scale) for row, b in zip(weight, bias, strict=True)]
+    if len(rows) == 1:
+        row, offset = rows[0]
+        tensors: dict[str, Floats] = {"weight": row, "bias": np.asarray(offset)}
+        return Foreign(name, kind, tensors, None, None, request.path.stem)
+    return _multiclass(rows, final, request, name)
+
+
+def _multiclass(
+    rows: Sequence[tuple[Floats, float]], final: Placeholder, request: Request, name: str
+) -> Foreign:
+    if class_name(final) not in SOFTMAX:
+        raise NotConvertible(
+            f"{class_name(final)} with {len(rows)} outputs is no softmax over classes; fit a LogisticRegression"
+        )
+    classes = _classes(vars(final).get("classes_"), len(rows))
+    if request.positive_class not in classes:
+        raise FlagNeeded(
+            f"the classes are {', '.join(classes)[:200]}; say which alarms with --positive-class NAME"
+        )
+    first = classes.index(request.positive_class)
+    order = [first, *(i for i in range(len(rows)) if i != first)]
+    return Foreign(
+        format=name,
+        kind="multiclass",
+        scoring="log_odds",
+        tensors={
+            "weight": np.stack([rows[i][0] for i in order], axis=-1),  # [1, D, C]
+            "bias": np.array([rows[i][1] for i in order]),
+        },
+        layers=None,
+        convention=None,
+        concept=request.positive_class,
+        aggregation=Aggregation(method="mean_log_odds"),
+    )
+
+
+def _classes(found: object, count: int) -> list[str]:
+    if isinstance(found, Array) and found.value is None:
+        return [str(i) for i in range(count)]  # names in an array of text, which is not read: by number
+    values = floats(found, "classes_").reshape(-1)
+    if len(values) != count:
+        raise TensorInvalid(f"{len(values)} classes for {count} rows of coef_; fetch the file again")
+    return [f"{value:g}" for value in values]
+
+
+def _parts(found: object) -> tuple[Placeholder | None, Placeholder]:
+    """(StandardScaler or None, the estimator) of an estimator, a Pipeline, or a dict of the two."""
+    if isinstance(found, Placeholder) and class_name(found) == "Pipeline":
+        steps = [
+            step[1] for step in vars(found).get("steps", ()) if isinstance(step, tuple) and len(step) == 2
+        ]
+    elif isinstance(found, dict):
+        steps = [part for part in found.values() if isinstance(part, Placeholder)]
+        steps.sort(key=lambda part: class_name(part) != "StandardScaler")
+    else:
+        steps = [found]
+    scalers, final = steps[:-1], steps[-1] if steps else None
+    if not isinstance(final, Placeholder) or class_name(final) not in KINDS:
+        raise NotConvertible(f"{class_name(final)} is no linear estimator; {', '.join(KINDS)} can be read")
+    if len(scalers) > 1 or any(class_name(scaler) != "StandardScaler" for scaler in scalers):
+        names = ", ".join(class_name(scaler) for scaler in scalers)
+        raise NotConvertible(f"steps {names[:100]} before the estimator; one StandardScaler can be folded")
+    scaler = scalers[0] if scalers else None
+    return (scaler if isinstance(scaler, Placeholder) else None), final
+
+
+def _scaling(scaler: Placeholder | None) -> tuple[object, object]:
+    if scaler is None:
+        return None, None
+    said = vars(scaler)
+    mean = said.get("mean_") if said.get("with_mean", True) else None
+    scale = said.get("scale_") if said.get("with_std", True) else None
+    return mean, scale
+
+
+def _first(found: Mapping[str, object], names: Sequence[str]) -> object:
+    return next((found[name] for name in names if name in found), None)

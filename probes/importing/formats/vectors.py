@@ -1,0 +1,105 @@
+"""Vectors for several layers, numbered: GGUF control vectors, steering-vectors, CAST."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from probes.errors import MalformedArtifact, TensorInvalid
+from probes.importing import bounded, gguf
+from probes.importing.arrays import floats
+from probes.importing.foreign import Floats, Foreign, Request
+from probes.importing.pickles import class_name, load_torch
+
+ARCHITECTURE: Final = "controlvector"
+DIRECTION: Final = re.compile(r"direction\.(\d{1,5})")
+_LAYER_LIMIT: Final = 1 << 16
+
+
+def gguf_vector(request: Request) -> Foreign:
+    """repeng, EasySteer, llama.cpp: `direction.N` is added to the stream after block N."""
+    pairs, tensors = gguf.read(bounded.read(request.path))
+    found = pairs.get("general.architecture")
+    if found != ARCHITECTURE:
+        raise MalformedArtifact(
+            f"a GGUF file of architecture {str(found)[:40]!r}; give one of {ARCHITECTURE!r}"
+        )
+    named = {int(hit[1]): tensor for name, tensor in tensors.items() if (hit := DIRECTION.fullmatch(name))}
+    notes: tuple[str, ...] = ()
+    if request.layers_are is None:
+        notes = (
+            "GGUF does not say what direction.N means; read as resid_post (after the 0-based block N), as repeng and "
+            "llama.cpp do. Some writers count from 1: then add --layers-are hf",
+        )
+    return _directions("gguf", named, request, convention_notes=notes)
+
+
+def is_steering_vectors(found: object) -> bool:
+    """A pickled `SteeringVector`, its fields as a dict, or its `layer_activations`."""
+    if class_name(found) == "SteeringVector":
+        return True
+    held = found.get("layer_activations", found) if isinstance(found, dict) else None
+    return isinstance(held, dict) and bool(held) and all(type(layer) is int for layer in held)
+
+
+def steering_vectors(request: Request) -> Foreign:
+    """steering-vectors: layer -> what is added to the output of that block."""
+    found = load_torch(request.path)
+    if not is_steering_vectors(found):
+        raise MalformedArtifact(
+            f"{request.path} holds a {class_name(found)}; give a SteeringVector or its layer_activations"
+        )
+    said = found if isinstance(found, dict) else vars(found)
+    kind = said.get("layer_type", "decoder_block")
+    if kind != "decoder_block":
+        raise MalformedArtifact(
+            f"layer_type {str(kind)[:40]!r} is not the residual stream; give one of decoder_block"
+        )
+    return _directions("steering-vectors", said.get("layer_activations", said), request, raw=True)
+
+
+def cast(request: Request) -> Foreign:
+    """CAST (activation-steering) `.svec`: JSON, layer -> direction over Hugging Face's hidden_states[N + 1]."""
+    held = bounded.read_json(request.path, bounded.MAX_JSON).get("directions")
+    if not isinstance(held, dict) or not all(re.fullmatch(r"\d{1,5}", layer) for layer in held):
+        raise MalformedArtifact(f"{request.path} has no 'directions' by layer; give a .svec file")
+    note = (
+        "the direction alone is taken: CAST's condition compares cos(h, tanh(P h)) with a threshold, its comparator "
+        "inverted; calibrate a probe of kind concept for that"
+    )
+    return _directions("cast", {int(n): v for n, v in held.items()}, request, convention_notes=(note,))
+
+
+def _directions(
+    name: str,
+    held: Mapping[int, object],
+    request: Request,
+    raw: bool = False,
+    convention_notes: tuple[str, ...] = (),
+) -> Foreign:
+    found = {layer: _row(held[layer], layer) for layer in sorted(held)}
+    if not found:
+        raise MalformedArtifact(f"{request.path} holds no direction; fetch the file again")
+    if len({row.shape for row in found.values()}) > 1:
+        raise TensorInvalid("directions differ in length from layer to layer; fetch the file again")
+    if not 0 <= min(found) <= max(found) < _LAYER_LIMIT:
+        raise TensorInvalid(f"layers {min(found)} to {max(found)}; layers are 0 or above")
+    return Foreign(
+        format=name,
+        kind="steering",
+        scoring="projection",
+        tensors={"direction": np.stack(list(found.values()))},
+        layers=tuple(found),
+        convention="resid_post",
+        concept=request.path.stem,
+        last_block_is_raw=raw,
+        notes=convention_notes,
+    )
+
+
+def _row(found: object, layer: int) -> Floats:
+    row = np.atleast_1d(floats(found, f"the direction of layer {layer}").squeeze())
+    if row.ndim != 1:
+        raise TensorInvalid(f"the direction of layer {layer} has shape {list(row.shape)}; give [d]")
+    return row

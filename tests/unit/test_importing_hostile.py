@@ -1,0 +1,240 @@
+"""Foreign files that lie or attack: one line, nothing written, no code run."""
+
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from probes import cli
+from probes.importing import bounded, gguf, pickles
+
+torch.set_num_threads(1)
+
+FOREIGN = Path(__file__).parent / "foreign"
+FLAGS = ("--layers", "2", "--layers-are", "resid_post")
+
+
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, *flags: str) -> str:
+    (tmp_path / "file.pt").write_bytes(data)
+    out = tmp_path / "never.safetensors"
+    status = cli.main(["import", str(tmp_path / "file.pt"), "-o", str(out), *flags])
+    said = capsys.readouterr().err
+    assert status in (1, 2)
+    assert not out.exists()
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert said.isprintable() or said[:-1].isprintable()
+    return said
+
+
+class Bomb:
+    """Runs a command when it is unpickled by `pickle.load`."""
+
+    def __init__(self, call: Callable[..., Any], *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        return self.call, self.arguments
+
+
+def wrapped_by_torch(found: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    return buffer.getvalue()
+
+
+def wrapped_by_torch_before_zip(found: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(found, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+WRAPPERS: list[Callable[[object], bytes]] = [
+    pickle.dumps,
+    lambda found: pickle.dumps(found, protocol=0),
+    lambda found: zlib.compress(pickle.dumps(found)),
+    wrapped_by_torch,
+    wrapped_by_torch_before_zip,
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+@pytest.mark.parametrize("where", ["alone", "inside"])
+def test_a_pickle_bomb_does_not_go_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrap: Callable[[object], bytes], where: str
+) -> None:
+    mark = tmp_path / "ran"
+    for bomb in (
+        Bomb(os.system, f"touch {mark}"),
+        Bomb(eval, f"open({str(mark)!r}, 'w')"),
+        Bomb(torch.hub.load_state_dict_from_url, "http://localhost/x"),
+        Bomb(np.loadtxt, str(FOREIGN / "README.md")),
+    ):
+        data = wrap(bomb if where == "alone" else {"layers": [1], "directions": bomb})
+        refusal(tmp_path, capsys, data, *FLAGS)
+        assert not mark.exists()
+
+
+def test_a_class_of_another_package_is_never_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = b"\x80\x02cevil_package\nRun\n)\x81."
+    assert "is no linear estimator" in refusal(tmp_path, capsys, data, *FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x80\x02c_codecs\nencode\n}b.", "changes a function"),
+        (b"\x80\x02cnumpy\nndarray\n}b.", "changes a type"),
+        (b"\x80\x02cprobes.artifact\nwrite\n.", "names probes.artifact.write"),
+        (b"\x80\x02c__builtin__\neval\n.", "names __builtin__.eval"),
+        (b"\x80\x02X\x01\x00\x00\x00xQ.", "objects outside"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".", "the limit is"),
+        (b"\x80\x05\x8e" + struct.pack("<Q", 1 << 50) + b".", "the pickle is broken"),
+        (b"\x80\x04" + b"(" * 100_000 + b".", "the pickle is broken"),
+    ],
+)
+def test_opcodes_that_reach_for_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, reason: str
+) -> None:
+    assert reason in refusal(tmp_path, capsys, data)
+
+
+def test_bombs_of_size_are_not_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (bounded, pickles):
+        monkeypatch.setattr(module, "MAX_BYTES", 1 << 20)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, weight=np.zeros(1 << 20))
+    assert "unpacks to" in refusal(tmp_path, capsys, packed.getvalue())
+    assert "unpacks to over" in refusal(tmp_path, capsys, zlib.compress(bytes(1 << 22)))
+    monkeypatch.setattr(bounded, "read", lambda path, limit=1 << 20: _READ(path, min(limit, 1 << 20)))
+    assert "the limit is" in refusal(tmp_path, capsys, b"GGUF" + bytes(1 << 21))
+
+
+_READ = bounded.read
+
+
+def gguf_header(tensors: int, pairs: int, rest: bytes = b"") -> bytes:
+    return gguf.MAGIC + struct.pack("<IQQ", 3, tensors, pairs) + rest
+
+
+def entry(sizes: tuple[int, ...], offset: int = 0, kind: int = 0) -> bytes:
+    name = b"direction.1"
+    return (
+        struct.pack("<Q", len(name))
+        + name
+        + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (gguf_header(1 << 60, 0), "entries, the limit"),
+        (gguf_header(0, 1 << 60), "entries, the limit"),
+        (gguf_header(0, 1, struct.pack("<Q", 1 << 62)), "text of"),
+        (gguf_header(1, 0, entry((1 << 62, 1 << 62))), "beyond the file's end"),
+        (gguf_header(1, 0, entry((4,), offset=1 << 62)), "beyond the file's end"),
+        (gguf_header(1, 0, entry((4,), kind=12) + bytes(64)), "GGML type 12"),
+        (gguf_header(1, 0, entry((1,) * 9)), "has 9 axes"),
+        (gguf.MAGIC + struct.pack("<IQQ", 9, 0, 0), "version 9"),
+        (b"GGUF", "more are announced"),
+        (
+            gguf_header(0, 1, struct.pack("<Q", 1) + b"k" + struct.pack("<II", 9, 9) + bytes(8)),
+            "architecture",
+        ),
+        (gguf.write({"general.architecture": "llama"}, {}), "architecture 'llama'"),
+        (gguf.write({"general.architecture": "controlvector"}, {}), "holds no direction"),
+    ],
+)
+def test_gguf_headers_that_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, reason: str
+) -> None:
+    assert reason in refusal(tmp_path, capsys, data)
+
+
+def vector(**rows: Any) -> bytes:
+    tensors = {name.replace("_", "."): np.asarray(row, np.float32) for name, row in rows.items()}
+    return gguf.write({"general.architecture": "controlvector"}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (vector(direction_1=[1.0, np.nan]), "NaN or infinity"),
+        (vector(direction_1=[1.0, np.inf]), "NaN or infinity"),
+        (vector(direction_1=[0.0, 0.0]), "needs a length"),
+        (vector(direction_1=[1.0, 2.0], direction_2=[1.0]), "differ in length"),
+        (vector(direction_1=[[1.0, 2.0], [3.0, 4.0]]), "give [d]"),
+        (vector(direction_99999=[1.0]), "layers 99999"),
+        (
+            pickle.dumps(
+                {"layers": [1], "directions": [[1.0]], "scaler_mean": [[0.0]], "scaler_scale": [[0.0]]}
+            ),
+            "scale of 0",
+        ),
+        (pickle.dumps({"layers": [1, 2], "directions": [[1.0]]}), "for 2 layers"),
+        (pickle.dumps({"layers": "ab", "directions": [[1.0]]}), "no list of numbers"),
+        (pickle.dumps({"layers": [1], "directions": "text"}), "not numbers"),
+        (pickle.dumps({"layers": [1], "directions": [[1e300]]}), "does not fit float32"),
+        (pickle.dumps({"layers": [0], "directions": [[1.0]]}), "not the output of a block"),
+        (b"[" * 100_000, "cannot be told"),
+        (b'{"directions":' * 50_000, "no JSON"),
+        (json.dumps({"directions": {"../x": [1]}}).encode(), "no 'directions' by layer"),
+        (b"", "cannot be told"),
+        (b"PK\x03\x04", "broken zip"),
+    ],
+)
+def test_content_that_makes_no_probe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, reason: str
+) -> None:
+    assert reason in refusal(tmp_path, capsys, data)
+
+
+def test_what_is_no_linear_probe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = b"\x80\x02csklearn.neural_network\nMLPClassifier\n)\x81."
+    assert "MLPClassifier is no linear estimator" in refusal(tmp_path, capsys, data, *FLAGS)
+    data = b"\x80\x02cmodels_under_pressure.probes.sklearn_probes\nSklearnProbe\n)\x81."
+    assert "after its RMSNorm" in refusal(tmp_path, capsys, data, *FLAGS)
+
+
+def test_pipes_and_folders_are_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["import", str(tmp_path / "pipe"), "-o", str(tmp_path / "o")]) == 1
+    assert cli.main(["import", str(tmp_path), "-o", str(tmp_path / "o")]) == 1
+    assert cli.main(["import", str(tmp_path / "absent"), "-o", str(tmp_path / "o")]) == 1
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["repeng.gguf", "steering_vector.pt", "pipeline.joblib", "pipeline_compressed.joblib", "pipeline_5.pkl"],
+)
+def test_damaged_files_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Cut anywhere, bytes changed anywhere: a sound artifact, or a refusal of one printable line."""
+    whole, dice = (FOREIGN / name).read_bytes(), random.Random(name)
+    for _ in range(40):
+        data = bytearray(whole[: dice.randrange(len(whole))] if dice.random() < 0.3 else whole)
+        for _ in range(dice.randrange(1, 4)):
+            if data:
+                data[dice.randrange(len(data))] = dice.randrange(256)
+        (tmp_path / "file").write_bytes(data)
+        status = cli.main(["import", str(tmp_path / "file"), "-o", str(tmp_path / "o.safetensors"), *FLAGS])
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+        assert len(said) == (0 if status == 0 else 1)
+        assert all(line.isprintable() for line in said)
