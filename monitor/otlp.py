@@ -130,8 +130,8 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
     endpoint = settings.otlp_endpoint.rstrip("/")
     if not _is_address(endpoint):
         raise ConfigurationError(
-            f"PROBEWATCH_OTLP_ENDPOINT={endpoint} is no address of a collector; name its OTLP/HTTP port, as in "
-            "http://collector:4318"
+            f"PROBEWATCH_OTLP_ENDPOINT={endpoint.rpartition('@')[2]} is no address of a collector; name its OTLP/HTTP "
+            f"port, as in http://collector:4318, without user, password, ? or # ({HEADERS_VARIABLE} holds keys)"
         )
     found = Otlp(endpoint, headers_of(environ.get(HEADERS_VARIABLE, "")), _signals(environ))
     found.start()
@@ -141,7 +141,8 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
 def _is_address(endpoint: str) -> bool:
     try:
         parts = urlsplit(endpoint)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        plain = not set(endpoint) & set("@?#")  # an address is told in logs, and paths are added to it
+        return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # half an IPv6 address, a port beyond 65535
         return False
 

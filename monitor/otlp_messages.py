@@ -171,7 +171,7 @@ def _verdict(record: Record) -> dict[str, Value | None]:
 def _explanation(verdict: ProbeVerdict) -> str:
     if verdict.score is None:
         return "no token inside the probe's mask has a score"
-    compared = "no threshold" if verdict.threshold is None else f"threshold {verdict.threshold:.4g}"
+    compared = f"threshold {verdict.threshold:.4g}" if math.isfinite(verdict.threshold) else "no threshold"
     peak = "" if verdict.peak_token is None else f", highest at position {verdict.peak_token}"
     return f"score {verdict.score:.4g}, {compared}{peak}"
 

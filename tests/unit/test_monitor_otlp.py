@@ -84,6 +84,10 @@ def test_each_probe_is_an_event_of_the_convention_and_each_verdict_a_span_in_the
     assert lie["gen_ai.response.id"] == "cmpl-1"
     assert lie["probewatch.sha256"] == told.frontend.bank.seats[0].probe.manifest.tensors_sha256
     assert by_probe["fresh"]["gen_ai.evaluation.score.label"] == "ok"
+    assert by_probe["fresh"]["gen_ai.evaluation.explanation"] == (
+        "score 4.5, no threshold, highest at position 4"
+    )
+    assert "probewatch.threshold" not in by_probe["fresh"]
     assert {event.name for event in span.events} == {"gen_ai.evaluation.result"}
     assert plain(span.events[0]) == {k: v for k, v in lie.items() if k not in ("event", "trace", "span")}
     assert plain(collector.logs[0].resource_logs[0].resource)["service.name"] == "fleet"
@@ -173,10 +177,17 @@ def test_a_collector_that_is_gone_or_hangs_never_holds_up_serving(collector: Col
     release.set()
 
 
-@pytest.mark.parametrize("endpoint", ["collector:4318", "ftp://c", "http://", "http://[", "http://c:70000"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("collector:4318", "ftp://c", "http://", "http://[", "http://c:70000"),
+        *("http://user:pass-word@c:4318", "http://c:4318?key=1", "http://c:4318#x"),
+    ],
+)
 def test_what_is_no_address_is_refused(endpoint: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"PROBEWATCH_OTLP_ENDPOINT=.*http://collector:4318"):
+    with pytest.raises(ConfigurationError, match=r"PROBEWATCH_OTLP_ENDPOINT=.*http://collector:4318") as told:
         open_otlp(Settings(otlp_endpoint=endpoint), {})
+    assert "pass-word" not in str(told.value)
     assert open_otlp(Settings(), {}) is None
     assert headers_of("a=1, b = 2%3D,junk") == {"a": "1", "b": "2="}
 
