@@ -50,7 +50,7 @@ _HELP: Final = {
     "evaluate": "judge a probe on test conversations beside its controls: an HTML report card, a gate for CI",
     "inspect": "print the manifest and the report card of an artifact",
     "verify": "check an artifact's format, digest, golden scores and, with --model, its binding",
-    "import": "convert another project's probe or vector; its layer numbers are never guessed in silence (docs/import.md)",
+    "import": "convert another project's probe or vector, its layer numbers said, never guessed in silence",
     "export-vector": "write a vector as a GGUF control vector or for steering-vectors",
 }
 _ELSEWHERE: Final = {

@@ -3,8 +3,11 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from probes.errors import ProbeError
 from probes.identity import model_identity
 from probes.importing.convert import convert
 from probes.importing.export import export
@@ -12,17 +15,24 @@ from probes.importing.foreign import Request
 from probes.importing.formats import FORMATS, detect
 from probes.probe import load
 
+Written = TypeVar("Written")
+
 
 def import_file(options: argparse.Namespace) -> int:
     """Convert a file; warnings go to stderr. Nothing is written where anything is wrong."""
     request = Request(
-        options.file, options.layers_are, options.layers, options.features, options.positive_class
+        path=options.file,
+        layers_are=options.layers_are,
+        layers=options.layers,
+        features=options.features,
+        positive_class=options.positive_class,
+        model=options.model,
     )
     form = options.format or detect(request)
     foreign = FORMATS[form](request)
     model = None if options.model is None else model_identity(options.model)
     probe = convert(foreign, request, options.name or _name(options.out), model)
-    written = probe.save(options.out)
+    written = _written(options.out, lambda: probe.save(options.out))
     for note in foreign.notes:
         print(f"warning: {note}", file=sys.stderr)
     where = "bound to no model, refused at attach" if model is None else f"bound to {model.model_id}"
@@ -37,10 +47,19 @@ def import_file(options: argparse.Namespace) -> int:
 def export_vector(options: argparse.Namespace) -> int:
     """Write a vector in another project's format."""
     probe = load(options.vector)
-    export(probe, options.out, options.format)
+    _written(options.out, lambda: export(probe, options.out, options.format))
     shown = ", ".join(map(str, probe.manifest.layers))
     print(f"{options.out}: {probe.manifest.name} as {options.format}, after block {shown}")
     return 0
+
+
+def _written(path: Path, write: Callable[[], Written]) -> Written:
+    try:
+        return write()
+    except OSError as error:
+        raise ProbeError(
+            f"{path} cannot be written ({error.strerror}); choose another place with -o"
+        ) from None
 
 
 def _name(path: Path) -> str:

@@ -27,6 +27,8 @@ class Request:
     """Of a sparse autoencoder."""
     positive_class: str | None = None
     """Of a classifier with more than two classes."""
+    model: Path | None = None
+    """Folder of the model to bind to."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import probes
@@ -272,6 +275,64 @@ def test_npz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (probe.manifest.kind, probe.manifest.layers) == ("affine", (7,))
     x = RNG.normal(size=(3, D))
     assert np.allclose(probe.score_tokens(rows(x)), ((x - mu) / sigma) @ w + 0.5, atol=1e-5)
+
+
+def under_pressure(width: int, preprocessor: str, monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, Any]:
+    """A pickled `SklearnProbe` as that package lays it out, and its own score of normed rows."""
+    module = types.ModuleType("models_under_pressure.fake")
+    names = ("SklearnProbe", "Aggregator", "Pipeline", "StandardScaler", "LogisticRegression")
+    for name in names:
+        setattr(module, name, type(name, (), {"__module__": module.__name__}))
+
+    def pooled(rows: Any) -> Any:
+        return rows
+
+    pooled.__module__, pooled.__name__, pooled.__qualname__ = module.__name__, preprocessor, preprocessor
+    setattr(module, preprocessor, pooled)
+    monkeypatch.setitem(sys.modules, "models_under_pressure", types.ModuleType("models_under_pressure"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    probe, aggregator, pipeline, scaler, head = (getattr(module, name)() for name in names)
+    scaler.mean_, scaler.scale_ = RNG.normal(size=width), RNG.uniform(0.5, 2, size=width)
+    head.coef_, head.intercept_ = RNG.normal(size=(1, width)), np.array([0.25])
+    pipeline.steps = [("scaler", scaler), ("head", head)]
+    aggregator.preprocessor = getattr(module, preprocessor)
+    probe.aggregator, probe._classifier = aggregator, pipeline
+    return pickle.dumps(probe), lambda rows: ((rows - scaler.mean_) / scaler.scale_) @ head.coef_[0] + 0.25
+
+
+def test_models_under_pressure_through_the_norm_of_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = organism.model_dir()
+    gain = load_file(model / "model.safetensors")["model.layers.3.input_layernorm.weight"].double().numpy()
+    data, score = under_pressure(len(gain), "mean", monkeypatch)
+    file = tmp_path / "probe.pkl"
+    file.write_bytes(data)
+    assert refused(tmp_path, capsys, file)[0] == 2
+    probe = imported(tmp_path, file, "--layers", "3", "--model", str(model))
+    assert (probe.manifest.kind, probe.manifest.layers) == ("logit_lens", (2,))
+    x = RNG.normal(size=(5, len(gain))) * 4
+    normed = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6) * gain
+    assert np.allclose(probe.score_tokens(rows(x)), score(normed), atol=1e-3)
+    capsys.readouterr()
+    file.write_bytes(under_pressure(len(gain), "maximum", monkeypatch)[0])
+    status, told = refused(tmp_path, capsys, file, "--layers", "3", "--model", str(model))
+    assert status == 1
+    assert "preprocessor is 'maximum'" in told
+
+
+def test_a_head_beside_an_adapter_is_bound_to_it(tmp_path: Path) -> None:
+    model = organism.model_dir()
+    width = probes.identity.model_identity(model).d_model
+    torch.save(torch.nn.Linear(width, 1).state_dict(), tmp_path / "probe_head.bin")
+    (tmp_path / "probe_config.json").write_text(json.dumps({"layer_idx": 1}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4}))
+    save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    bound = imported(out, tmp_path, "--model", str(model)).manifest.binding
+    assert bound is not None
+    assert bound.adapter_digest == probes.identity.adapter_digest(tmp_path)
 
 
 def test_scaling_is_folded_in_float64() -> None:

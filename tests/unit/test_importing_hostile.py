@@ -209,8 +209,8 @@ def test_content_that_makes_no_probe(
 def test_what_is_no_linear_probe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = b"\x80\x02csklearn.neural_network\nMLPClassifier\n)\x81."
     assert "MLPClassifier is no linear estimator" in refusal(tmp_path, capsys, data, *FLAGS)
-    data = b"\x80\x02cmodels_under_pressure.probes.sklearn_probes\nSklearnProbe\n)\x81."
-    assert "after its RMSNorm" in refusal(tmp_path, capsys, data, *FLAGS)
+    data = b"\x80\x02cmodels_under_pressure.probes.sklearn_probes\nPytorchProbe\n)\x81."
+    assert "PytorchProbe: a SklearnProbe is a linear head" in refusal(tmp_path, capsys, data, *FLAGS)
 
 
 def test_pipes_and_folders_are_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +219,9 @@ def test_pipes_and_folders_are_not_waited_for(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["import", str(tmp_path), "-o", str(tmp_path / "o")]) == 1
     assert cli.main(["import", str(tmp_path / "absent"), "-o", str(tmp_path / "o")]) == 1
     assert capsys.readouterr().err.count("\n") == 3
+    nowhere = "/proc/nowhere/o.safetensors"
+    assert cli.main(["import", str(FOREIGN / "repeng.gguf"), "-o", nowhere]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Final
 from probes.errors import MalformedArtifact
 from probes.importing import bounded
 from probes.importing.foreign import Foreign, Request
-from probes.importing.formats import attention, directions, estimators, heads, saelens, vectors
+from probes.importing.formats import attention, directions, estimators, heads, normed, saelens, vectors
 from probes.importing.pickles import LEGACY_TORCH, load_pickle, load_torch
 
 Reader = Callable[[Request], Foreign]
@@ -23,7 +23,7 @@ FORMATS: Final[Mapping[str, Reader]] = MappingProxyType(
         "apollo": heads.apollo,
         "aisi": heads.aisi,
         "hallucination-probes": heads.hallucination_probes,
-        "models-under-pressure": estimators.models_under_pressure,
+        "models-under-pressure": normed.models_under_pressure,
         "attention-probes": attention.attention_probes,
         "saelens": saelens.saelens,
     }
@@ -77,4 +77,4 @@ def _of_torch(found: object) -> str | None:
 def _of_pickle(found: object) -> str | None:
     if heads.is_apollo(found):
         return "apollo"
-    return "models-under-pressure" if estimators.is_under_pressure(found) else "sklearn"
+    return "models-under-pressure" if normed.is_under_pressure(found) else "sklearn"

@@ -41,7 +41,7 @@ _NAMES: Final = {
 def sklearn(request: Request) -> Foreign:
     """An estimator, or a Pipeline of StandardScaler and one. Which layer it was fitted to, no such file says."""
     found = load_pickle(bounded.read(request.path))
-    return _estimator(found, request, "sklearn")
+    return estimator(found, request, "sklearn")
 
 
 def npz(request: Request) -> Foreign:
@@ -69,20 +69,8 @@ def npz(request: Request) -> Foreign:
     )
 
 
-def is_under_pressure(found: object) -> bool:
-    """A probe object of models-under-pressure."""
-    return isinstance(found, Placeholder) and found.origin.startswith("models_under_pressure.")
-
-
-def models_under_pressure(request: Request) -> Foreign:
-    """Their probes read the RMS-normalised input of a block: refused, whatever the file holds."""
-    raise NotConvertible(
-        f"{request.path}: models-under-pressure reads a block's input after its RMSNorm, not the raw residual; "
-        "train the probe again from `probewatch collect`"
-    )
-
-
-def _estimator(found: object, request: Request, name: str) -> Foreign:
+def estimator(found: object, request: Request, name: str) -> Foreign:
+    """A linear estimator, its scaler folded; weights of all layers in one row."""
     scaler, final = _parts(found)
     said, kind = vars(final), KINDS[class_name(final)]
     weight = np.atleast_2d(floats(said.get("coef_"), "coef_"))
