@@ -20,7 +20,7 @@ from monitor.desired import Wanted, bank_of, load_added, wanted
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, ServerError
 from monitor.peers import Peers
-from monitor.quiet import quiet_thread
+from monitor.quiet import QuietThread
 from probes import Probe, ProbeError, load
 from probes.identity import ModelIdentity, check_binding
 from probes.manifest import ACTION
@@ -56,7 +56,7 @@ class Control:
         self._probe_dir = probe_dir
         self._peers = peers
         self._lock = asyncio.Lock()
-        self._background = quiet_thread()
+        self._background = QuietThread()
         self._latest = 0
         """The highest epoch that any change had, made or undone."""
         self.trouble: str | None = None

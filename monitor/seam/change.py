@@ -11,7 +11,7 @@ import torch
 from monitor.bank import ProbeBank
 from monitor.desired import Wanted, bank_of, load_added
 from monitor.errors import AttachError
-from monitor.quiet import quiet_thread
+from monitor.quiet import QuietThread
 from monitor.seam.selftest import score_golden_inputs
 
 
@@ -28,7 +28,7 @@ class Change:
     """The one change that is under way, if any."""
 
     def __init__(self) -> None:
-        self._background = quiet_thread()
+        self._background = QuietThread()
         self._preparing: Future[Prepared] | None = None
 
     def start(self, work: Callable[[], Prepared]) -> None:

@@ -15,7 +15,7 @@ from monitor.attach import Plan
 from monitor.bank import ProbeBank
 from monitor.desired import Wanted, bank_of, load_added, wanted
 from monitor.errors import AttachError
-from monitor.quiet import quiet_thread
+from monitor.quiet import QuietThread
 from monitor.seam.tap import define_operation, used_layers
 from monitor.seam.worker import WorkerMonitor
 from probes import load
@@ -134,7 +134,7 @@ def test_background_work_computes_in_one_thread_and_changes_no_other() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert quiet_thread().submit(torch.get_num_threads).result() == 1
+        assert QuietThread().submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
