@@ -30,6 +30,13 @@ class DType:
         return np.dtype(self._order + self._code)
 
 
+def numbers(dtype: object) -> "np.dtype[Any]":
+    """The numpy dtype that a file means; `ValueError` where it is none of numbers."""
+    if not isinstance(dtype, DType):
+        raise ValueError(f"an array of a {type(dtype).__name__}")
+    return dtype.numpy()
+
+
 class Array:
     """A numpy array that is being rebuilt; `value` is it once its state was read."""
 
@@ -43,7 +50,7 @@ class Array:
         if isinstance(data, list):
             return
         try:
-            dtype.numpy()
+            numbers(dtype)
         except ValueError:
             return  # class names, feature names: said elsewhere too, or not needed
         raw = data.encode("latin1") if isinstance(data, str) else data
@@ -57,7 +64,7 @@ def reconstruct(_kind: object, _shape: object, _code: object) -> Array:
 
 def frombuffer(data: bytes | bytearray, dtype: DType, shape: Sequence[int], order: str) -> NDArray[Any]:
     """The array in `data`; `ValueError` where it is not exactly of that shape."""
-    flat = np.frombuffer(bytes(data), dtype.numpy())
+    flat = np.frombuffer(bytes(data), numbers(dtype))
     if any(n < 0 for n in shape) or len(shape) > 8:
         raise ValueError(f"an array of shape {list(shape)[:8]}")
     return flat.reshape(tuple(shape), order="F" if order == "F" else "C")
@@ -66,7 +73,7 @@ def frombuffer(data: bytes | bytearray, dtype: DType, shape: Sequence[int], orde
 def scalar(dtype: DType, data: bytes | str = b"") -> float:
     """A numpy scalar."""
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return float(np.frombuffer(raw, dtype.numpy())[0])
+    return float(np.frombuffer(raw, numbers(dtype))[0])
 
 
 def floats(found: object, name: str) -> Floats:

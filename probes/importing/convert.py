@@ -93,6 +93,11 @@ def _chosen(
         raise NotConvertible(
             f"layers {wanted} of {list(held)[:20]}: a probe is the sum over all of its layers; take them all"
         )
+    counts = sorted({len(foreign.tensors[name]) for name in per_layer})
+    if counts != [len(held)]:
+        raise TensorInvalid(
+            f"weights for {counts} layers, and {len(held)} layers named; fetch the file again"
+        )
     rows = [held.index(n) for n in wanted]
     return tuple(wanted), {n: t[rows] if n in per_layer else t for n, t in foreign.tensors.items()}
 

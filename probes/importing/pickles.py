@@ -8,6 +8,7 @@ same for torch's own containers, with the same placeholders.
 
 import io
 import pickle
+import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from probes.errors import MalformedArtifact, OversizedArtifact, UnsafeFormat
-from probes.importing.arrays import Array, DType, frombuffer, reconstruct, scalar
+from probes.importing.arrays import Array, DType, frombuffer, numbers, reconstruct, scalar
 from probes.importing.bounded import MAX_BYTES, check_zip, inflate, one_line, read
 
 LEGACY_TORCH: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How files of `torch.save` began before it wrote zip archives."""
 _FAULTS: Final = (
     pickle.UnpicklingError,
+    struct.error,
     ValueError,
     TypeError,
     LookupError,
@@ -57,9 +59,14 @@ class Placeholder:
                 vars(self).update({str(name): value for name, value in part.items()})
 
 
+def origin(found: object) -> str:
+    """Dotted name of a placeholder's class, empty for any other object; not what the file says of the object."""
+    return type(found).origin if isinstance(found, Placeholder) else ""
+
+
 def class_name(found: object) -> str:
     """The last part of the name of a placeholder's class, or of any other object's."""
-    return found.origin.rpartition(".")[2] if isinstance(found, Placeholder) else type(found).__name__
+    return origin(found).rpartition(".")[2] or type(found).__name__
 
 
 def load_pickle(data: bytes) -> object:
@@ -77,9 +84,7 @@ def load_torch(path: Path) -> object:
     if read(path)[:2] == b"PK":
         check_zip(path)
         named = _named_in(path)
-        placeholders: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-            (_placeholder(*name.rsplit(".", 1)), name) for name in named
-        ]
+        placeholders = [_named_placeholder(name) for name in named]
     else:
         placeholders = []
     try:
@@ -100,6 +105,12 @@ def _named_in(path: Path) -> list[str]:
         ) from None
 
 
+def _named_placeholder(name: str) -> Any:
+    """What `safe_globals` takes: the stand-in, and the name it stands for."""
+    module, _, last = name.rpartition(".")
+    return _placeholder(module, last), name
+
+
 def _first_sentence(error: Exception) -> str:
     return one_line(error).partition(". ")[0]
 
@@ -112,7 +123,7 @@ def _placeholder(module: str, name: str) -> type[Placeholder]:
         raise UnsafeFormat(
             f"the file names {module}.{name}, which no linear probe needs; it is hostile, or no probe"
         )
-    return type(name, (Placeholder,), {"origin": f"{module}.{name}"})
+    return type("Named", (Placeholder,), {"origin": f"{module}.{name}"})
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -170,7 +181,7 @@ class _JoblibArray(Placeholder):
         if said.get("numpy_array_alignment_bytes") is not None:
             file.read(file.read(1)[0])
         dtype, shape = said["dtype"], said["shape"]
-        size = dtype.numpy().itemsize * int(np.prod(shape, dtype=np.float64))
+        size = numbers(dtype).itemsize * int(np.prod(shape, dtype=np.float64))
         if size > MAX_BYTES:
             raise OversizedArtifact(f"an array of {size} bytes, the limit is {MAX_BYTES}; this is no probe")
         return frombuffer(file.read(size), dtype, shape, said.get("order", "C"))
@@ -201,11 +212,14 @@ class _Reader(pickle._Unpickler):
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if not isinstance(target, Placeholder | Array | DType):
+        if isinstance(target, Placeholder):
+            Placeholder.restore(target, state)  # of the class: a state may hold a 'restore' of its own
+        elif isinstance(target, Array | DType):
+            target.restore(state)
+        else:
             raise UnsafeFormat(f"the file changes a {type(target).__name__}; do not trust it")
-        target.restore(state)
         if isinstance(target, _JoblibArray):
-            self.stack[-1] = target.read(self._file)
+            self.stack[-1] = _JoblibArray.read(target, self._file)
 
     dispatch[pickle.BUILD[0]] = load_build
 

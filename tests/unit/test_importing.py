@@ -134,6 +134,8 @@ def test_saelens_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("changes", "reason"),
     [
         ({"architecture": "topk"}, "depends on the others"),
+        ({"activation_fn_str": "topk"}, "a plain ReLU"),
+        ({"finetuning_scaling_factor": True}, "a scaling factor"),
         ({"normalize_activations": "layer_norm"}, "normalised residual"),
         ({"metadata": {"hook_name": "blocks.3.hook_mlp_out"}}, "not the residual stream"),
         (
@@ -318,7 +320,7 @@ def test_models_under_pressure_through_the_norm_of_the_model(
     file.write_bytes(under_pressure(len(gain), "maximum", monkeypatch)[0])
     status, told = refused(tmp_path, capsys, file, "--layers", "3", "--model", str(model))
     assert status == 1
-    assert "preprocessor is 'maximum'" in told
+    assert "preprocessor is 'models_under_pressure.fake.maximum'" in told
 
 
 def test_a_head_beside_an_adapter_is_bound_to_it(tmp_path: Path) -> None:

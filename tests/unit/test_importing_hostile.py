@@ -94,6 +94,15 @@ def test_a_class_of_another_package_is_never_imported(
     assert "is no linear estimator" in refusal(tmp_path, capsys, data, *FLAGS)
 
 
+def test_an_object_cannot_pass_for_another_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A state that names a class, or brings a `restore` of its own, is data like any other."""
+    state = pickle.dumps({"origin": "sklearn.linear_model.Ridge", "restore": 1, "coef_": [1.0]}, protocol=2)[
+        2:-1
+    ]
+    data = b"\x80\x02csomewhere\nElse\n)\x81" + state + b"b" + state + b"b."
+    assert "Else is no linear estimator" in refusal(tmp_path, capsys, data, *FLAGS)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -104,6 +113,7 @@ def test_a_class_of_another_package_is_never_imported(
         (b"\x80\x02X\x01\x00\x00\x00xQ.", "objects outside"),
         (b"\x80\x05\x96" + struct.pack("<Q", 1 << 50) + b".", "the limit is"),
         (b"\x80\x05\x8e" + struct.pack("<Q", 1 << 50) + b".", "the pickle is broken"),
+        (b"\x80\x02X\x01\x00", "the pickle is broken"),
         (b"\x80\x04" + b"(" * 100_000 + b".", "the pickle is broken"),
     ],
 )
@@ -204,6 +214,13 @@ def test_content_that_makes_no_probe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, reason: str
 ) -> None:
     assert reason in refusal(tmp_path, capsys, data)
+
+
+def test_layers_and_weights_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = io.BytesIO()
+    np.savez(packed, weight=np.ones((1, 4)), layers=[2, 3])
+    said = refusal(tmp_path, capsys, packed.getvalue(), "--layers-are", "hf")
+    assert "weights for [1] layers, and 2 layers named" in said
 
 
 def test_what_is_no_linear_probe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

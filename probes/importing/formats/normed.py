@@ -17,7 +17,7 @@ from probes.importing import bounded
 from probes.importing.arrays import floats
 from probes.importing.foreign import Floats, Foreign, Request
 from probes.importing.formats import estimators
-from probes.importing.pickles import Placeholder, class_name, load_pickle
+from probes.importing.pickles import Placeholder, class_name, load_pickle, origin
 
 PACKAGE: Final = "models_under_pressure."
 _GAIN: Final = "model.layers.{}.input_layernorm.weight"
@@ -27,7 +27,7 @@ _OFFSETS: Final = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "ge
 
 def is_under_pressure(found: object) -> bool:
     """A probe object of that package."""
-    return isinstance(found, Placeholder) and found.origin.startswith(PACKAGE)
+    return origin(found).startswith(PACKAGE)
 
 
 def models_under_pressure(request: Request) -> Foreign:
@@ -75,11 +75,16 @@ def models_under_pressure(request: Request) -> Foreign:
 def _check_averages(aggregator: object) -> None:
     """Functions are stored by name: `Preprocessors.mean` averages the activations over tokens."""
     said = vars(aggregator) if isinstance(aggregator, Placeholder) else {}
-    name = str(getattr(said.get("preprocessor"), "__name__", None))
+    name = _function_name(said.get("preprocessor"))
     if name.rpartition(".")[2] != "mean":
         raise NotConvertible(
             f"its preprocessor is {name[:60]!r}; only the mean over tokens is a running mean of scores"
         )
+
+
+def _function_name(found: object) -> str:
+    """A function is pickled as its name, for which a placeholder's class stands."""
+    return found.origin if isinstance(found, type) and issubclass(found, Placeholder) else ""
 
 
 def _norm(model: Path, layer: int) -> tuple[Floats, float]:

@@ -81,6 +81,11 @@ def _check(config: dict[str, object]) -> bool:
             f"architecture {str(architecture)[:30]!r}: a feature depends on the others there; "
             f"{' and '.join(_ARCHITECTURES)} can be read"
         )
+    function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    if function != "relu" or config.get("finetuning_scaling_factor"):
+        raise NotConvertible(
+            f"activation {str(function)[:30]!r} or a scaling factor behind it; a plain ReLU can be read"
+        )
     normalised = config.get("normalize_activations", "none")
     if normalised not in ("none", None):
         raise NotConvertible(
