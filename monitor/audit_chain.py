@@ -22,6 +22,8 @@ FIRST = "0" * 64
 """``prev`` of the first line."""
 LINE_BYTES = 2**20
 """No line is longer."""
+LARGEST_SERIAL = 2**53
+"""The writer goes on behind a foreign line: its number may not be one that no head has room for."""
 _MAC = re.compile(rb',"mac":"([0-9a-f]{64})"}$')
 
 
@@ -72,6 +74,8 @@ def read(line: bytes, key: bytes | None) -> Line:
         raise BrokenLine("is no line of an audit log") from None
     if not isinstance(serial, int) or isinstance(serial, bool) or not isinstance(prev, str):
         raise BrokenLine("is no line of an audit log")
+    if not 0 < serial <= LARGEST_SERIAL:
+        raise BrokenLine("has a serial that no log reaches")
     if key is not None:
         _check(line, key)
     trouble = str(content.get("reason")) if content.get("event") == BROKEN else None

@@ -418,6 +418,19 @@ def test_the_command(
     assert main(["audit", "verify", str(tmp_path / "none")]) == 2
 
 
+def test_a_foreign_serial_of_many_digits_does_not_end_the_log(tmp_path: Path) -> None:
+    path = written(tmp_path / "log", key=KEY)
+    with path.open("ab") as log:
+        log.write(b'{"serial":' + b"9" * 4000 + b',"prev":"x"}\n')
+    writer = AuditFile(path, KEY)
+    assert "foreign line" in str(writer.append([{"event": "verdict"}]))
+    assert writer.append([{"event": "verdict"}]) is None
+    assert [line["serial"] for line in lines(path)[-3:]] == [10, 11, 12]
+    faults = verify([path], KEY).faults
+    assert any("line 10: has a serial that no log reaches" in fault for fault in faults)
+    assert all(len(fault) < 300 for fault in faults)
+
+
 def test_a_forged_line_cannot_wipe_the_fault_from_the_screen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
