@@ -18,6 +18,7 @@ from monitor.client import ADMIN_HEADER
 from monitor.config import Settings
 from monitor.errors import RequestError
 from monitor.records import RecentRecords, reply
+from monitor.response_ids import known_as
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -57,11 +58,11 @@ def wished_level(body: bytes, ceiling: str) -> str:
 def told(recent: RecentRecords, response_id: str, level: str) -> dict[str, Any] | None:
     """The ``probewatch`` object of a reply; None if nothing is known of the response. Never raises."""
     try:
-        records = recent.of(response_id)
+        records = recent.of(known_as(response_id))
         found = reply(records) if records else None
         return found if found is None or level == "scores" else without_scores(found)
     except Exception:  # the reply itself must not fail for it
-        logger.exception("probewatch: the verdict of %s could not be told", response_id)
+        logger.exception("probewatch: the verdict of %s could not be told", known_as(response_id))
         return None
 
 

@@ -23,6 +23,7 @@ from monitor.control import Control, UnknownProbe
 from monitor.engines import Engines
 from monitor.errors import AttachError, ConfigurationError, EvidenceError, MonitorError, ServerError
 from monitor.records import headline, of_response
+from monitor.response_ids import known_as
 from monitor.score_routes import add_score_routes
 from monitor.server_state import HttpState
 from monitor.verdict import FLAGGED, worst
@@ -73,7 +74,7 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
     # `:path`, because a client that chooses its id may put a slash into it, and must not hide its evidence so.
     @router.get("/requests/{response_id:path}", dependencies=[Depends(evidence_allowed)])
     async def one(response_id: str, choice: int | None = None) -> Response:
-        current = state()
+        current, response_id = state(), known_as(response_id)
         found = [a for a in await everywhere(current, {"request": response_id, "choice": choice}) if a]
         if worst([answer["verdict"] for answer in found]) != FLAGGED:  # else nothing on disk is worse
             found += await on_disk(current, response_id, choice, needed=not found)

@@ -16,6 +16,7 @@ from monitor.config import Settings
 from monitor.errors import ServerError
 from monitor.frontend import Arrival, Frontend, Running
 from monitor.http import answer, describe, make_router
+from monitor.response_ids import known_as
 from monitor.server_state import HttpState
 from monitor.unscored import Reason, nan_for
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, make_probe
@@ -152,6 +153,12 @@ def test_an_empty_admin_key_is_no_key(watched: Frontend) -> None:
 def test_evidence_opens_with_the_key_or_when_it_is_declared_open(watched: Frontend, path: str) -> None:
     assert get(client_of(watched), path, KEY)
     assert get(client_of(watched, key=None, open_evidence=True), path)
+
+
+def test_a_response_with_a_very_long_id_is_found_by_it(watched: Frontend) -> None:
+    asked = "cmpl-" + "x" * 5000
+    finish(watched, known_as(asked), 1.0, 2.0, 3.0)
+    assert get(client_of(watched), f"/requests/{asked}", KEY)["id"] == known_as(asked)
 
 
 def test_a_refusal_does_not_tell_whether_the_request_exists(watched: Frontend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from monitor.response_ids import locate
+from monitor.response_ids import LONGEST, known_as, locate
 
 HEX = "0123456789abcdef" * 2
 
@@ -35,3 +35,14 @@ def test_two_requests_under_one_id_of_the_clients_choice_stay_apart() -> None:
 def test_the_steps_of_a_beam_stand_for_one() -> None:
     steps = [locate(f"chatcmpl-x-{HEX}-beam-1", internal) for internal in ("a", "b")]
     assert steps[0] == steps[1]
+
+
+def test_an_id_of_megabytes_is_kept_as_its_beginning_and_its_digest() -> None:
+    longest = "chatcmpl-" + "x" * (LONGEST - 9)
+    assert locate(longest, "u").response_id == known_as(longest) == longest
+    first, second = (f"cmpl-{'x' * 10_000_000}{end}" for end in "ab")
+    kept = {locate(f"{one}-3", "u") for one in (first, second)}
+    assert {place.response_id for place in kept} == {known_as(first), known_as(second)}
+    assert {place.prompt for place in kept} == {3}
+    assert all(len(place.response_id) < 200 and place.response_id.startswith("cmpl-xx") for place in kept)
+    assert known_as(known_as(first)) == known_as(first)
