@@ -21,7 +21,7 @@ test: setup test-tools  ## the whole suite: unit tests first, then those that st
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine and not browser" $(TEST_ARGS) || [ $$? -eq 5 ]
 	@$(PYTHON_ENV)/python -m pytest -m "engine or browser" $(TEST_ARGS) || [ $$? -eq 5 ]
 
-test-unit: setup test-tools  ## the quick tests that need no engine and no browser, in under a minute
+test-unit: setup test-tools  ## the quick tests that need no engine and no browser
 	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 -m "not engine and not browser and not thorough" $(TEST_ARGS)
 
 lint: setup  ## ruff, mypy, and generated files that are stale
