@@ -35,7 +35,7 @@ from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
 
 REQUESTS, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 3, 64, 16, 1024
-FED, STEPS = 512, 400
+FED, STEPS, TOGETHER = 512, 400, 8
 
 
 def make_probes(count: int) -> list[Probe]:
@@ -152,18 +152,20 @@ def main() -> None:
         parts[name].append(time.perf_counter() - started)
 
     # Worker and scheduler share a process; the API server has its own, so its work must not come between them.
-    messages = []
-    for _ in range(STEPS):
-        output = bench.worker()
-        parts["worker"].append(bench.spent)
-        outputs = bench.outputs()
-        results = {0: SimpleNamespace(outputs=outputs)}
-        timed("scheduler", lambda output=output, results=results: deliver(None, results, output))  # type: ignore[misc]
-        messages.append(outputs[0].kv_transfer_params)
-    for message in messages:
-        outputs = bench.outputs()
-        outputs[0].kv_transfer_params = message
-        timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
+    # Few messages are kept: memory that only the benchmark holds would be mapped anew in every step.
+    for _ in range(STEPS // TOGETHER):
+        messages = []
+        for _ in range(TOGETHER):
+            output = bench.worker()
+            parts["worker"].append(bench.spent)
+            outputs = bench.outputs()
+            results = {0: SimpleNamespace(outputs=outputs)}
+            timed("scheduler", lambda output=output, results=results: deliver(None, results, output))  # type: ignore[misc]
+            messages.append(outputs[0].kv_transfer_params)
+        for message in messages:
+            outputs = bench.outputs()
+            outputs[0].kv_transfer_params = message
+            timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
     scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
     if scored != REQUESTS * STEPS:
         raise SystemExit(

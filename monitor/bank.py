@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +54,8 @@ class _AffineGroup:
 class ProbeBank:
     """Probes laid out for ``residual [n, d] @ weights[l] [d, C]`` at every tapped layer ``l``.
 
-    A probe's columns are zero at layers it does not read. Where a probe's state is a single affine number
+    Probes that share no layer share columns, so that a tap is hardly wider than its own probes need; what a column
+    holds at a layer that its probe does not read is not its own. Where a probe's state is a single affine number
     (logistic, difference of means, projection ...), its per-layer factors are folded into the columns, so the
     states of all such probes are sums over layers; the others go through the probe library.
     """
@@ -86,17 +89,20 @@ class ProbeBank:
         """Of changes on a running server, the later the higher; none comes twice with other contents."""
         asked = norms or any(probe.needs_norm for probe in probes)
         self.needs_norm = asked if before is None else before.needs_norm
-        needed = sum(probe.columns.shape[2] for probe in probes)
-        self.capacity = max(needed, capacity) if before is None else before.capacity
         kept = {} if before is None else {_identity(seat.probe): seat for seat in before.seats}
-        columns = _Room(self.capacity, [seat.columns for seat in kept.values()])
-        states = _Room(None, [seat.states for seat in kept.values()])
+        columns, states = _Room(None if before is None else before.capacity), _Room(None)
+        for seat in kept.values():
+            columns.occupy(seat.columns, seat.layer_rows)
+            states.occupy(seat.states)
         seats = []
         for probe in probes:
             old = kept.get(_identity(probe))
             seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
         self.seats = tuple(seats)
+        widest = max((seat.columns.stop for seat in seats), default=0)
+        self.capacity = max(widest, capacity) if before is None else before.capacity
         self.state_columns = max((seat.states.stop for seat in seats), default=0)
+        self._gaps = self.state_columns > sum(seat.states.stop - seat.states.start for seat in seats)
         self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
 
@@ -113,16 +119,16 @@ class ProbeBank:
                 "server with such a probe, or with PROBEWATCH_TAP_NORMS=1"
             )
         depth, _, width = probe.columns.shape  # [l, d, c]
-        where = columns.take(width)
+        rows = tuple(self.layers.index(layer) for layer in probe.manifest.layers)
+        where = columns.take(width, rows)
         if where is None:
             raise AttachError(
-                f"probe {probe.manifest.name!r} needs {width} columns, the taps have room for {self.capacity} in all; "
+                f"probe {probe.manifest.name!r} needs {width} columns, the taps have room for {columns.size} each; "
                 "detach one, or start the server with a larger PROBEWATCH_TAP_COLUMNS"
             )
         affine = _affine_form(probe, depth, width)
         place = states.take(_state_width(probe, depth, width))
         assert place is not None  # states have no limit of their own
-        rows = tuple(self.layers.index(layer) for layer in probe.manifest.layers)
         factors, bias = (None, None) if affine is None else (tuple(affine[0].tolist()), affine[1])
         return Seat(probe, where, place, rows, factors, bias)
 
@@ -161,15 +167,16 @@ class ProbeBank:
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
-        states = np.zeros(
-            (projections.shape[1], self.state_columns), np.float32
-        )  # gaps between probes stay 0
+        make = np.zeros if self._gaps else np.empty  # gaps between probes are 0
+        states = make((projections.shape[1], self.state_columns), np.float32)
         for group in self._affine:
-            first, *others = group.layer_rows
-            summed = projections[first][:, group.columns]  # [T, probes of the group]
-            for row in others:
-                summed = summed + projections[row][:, group.columns]
-            states[:, group.states] = summed + group.bias
+            # Each [T, probes of the group]
+            *others, last = (projections[row][:, group.columns] for row in group.layer_rows)
+            summed = sum(others, group.bias)
+            if isinstance(group.states, slice):
+                np.add(last, summed, out=states[:, group.states])
+            else:
+                states[:, group.states] = last + summed
         for seat in self._other:
             rows = list(seat.layer_rows)
             own = torch.from_numpy(
@@ -181,23 +188,32 @@ class ProbeBank:
 
 
 class _Room:
-    """Which of ``size`` places (None: as many as wanted) are free."""
+    """Which of ``size`` places (None: as many as wanted) are free at each layer."""
 
-    def __init__(self, size: int | None, taken: Sequence[slice]) -> None:
-        self._size = size
-        self._taken = list(taken)
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+        self._taken: dict[int, list[slice]] = {}
 
-    def take(self, width: int) -> slice | None:
-        """The first gap of ``width`` places; None if there is none."""
+    def occupy(self, place: slice, layers: Sequence[int] = (0,)) -> None:
+        """Nobody else gets ``place`` at these layers."""
+        for layer in layers:
+            bisect.insort(self._taken.setdefault(layer, []), place, key=_start)
+
+    def take(self, width: int, layers: Sequence[int] = (0,)) -> slice | None:
+        """The first ``width`` places that are free at all of these layers; None if there are none."""
         at = 0
-        for other in sorted(self._taken, key=lambda place: int(place.start)):
+        for other in heapq.merge(*(self._taken.get(layer, ()) for layer in layers), key=_start):
             if other.start - at >= width:
                 break
             at = max(at, other.stop)
-        if self._size is not None and at + width > self._size:
+        if self.size is not None and at + width > self.size:
             return None
-        self._taken.append(slice(at, at + width))
-        return self._taken[-1]
+        self.occupy(found := slice(at, at + width), layers)
+        return found
+
+
+def _start(place: slice) -> int:
+    return int(place.start)
 
 
 def _identity(probe: Probe) -> tuple[str, str]:

@@ -134,8 +134,21 @@ def test_a_kind_of_several_columns_and_states_keeps_its_seat(monkeypatch: pytest
         make_probe("c", 3, kind="steering", scoring="cosine", layers=(1,), d_model=D),
     ]
     bank = check(probes, [1, 3], 1)
-    assert bank.capacity == 5
+    assert bank.capacity == 4
+    assert [(seat.columns.start, seat.columns.stop) for seat in bank.seats] == [(0, 1), (1, 4), (0, 1)]
     assert [(seat.states.start, seat.states.stop) for seat in bank.seats] == [(0, 1), (1, 5), (5, 6)]
+
+
+def test_probes_of_different_layers_share_columns() -> None:
+    probes = [make_probe(f"p{i}", i, layers=(i % 3,), d_model=D) for i in range(9)]
+    bank = check([*probes, make_probe("wide", 9, layers=(0, 2), d_model=D)], [0, 1, 2], 1)
+    assert bank.capacity == 4
+    later = bank.follow([*probes, make_probe("late", 10, layers=(1,), d_model=D)])
+    assert later.seats[-1].columns == bank.seats[-1].columns, "free at layer 1 alone"
+    with pytest.raises(AttachError, match="room for 4 each"):
+        bank.follow(
+            [*(seat.probe for seat in bank.seats), make_probe("one-more", 11, layers=(0,), d_model=D)]
+        )
 
 
 def test_room_beyond_the_probes_stays_empty() -> None:
