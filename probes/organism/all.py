@@ -1,5 +1,5 @@
 """`python -m probes.organism.all`: trains and measures every organism but the shipped one, side by side, each in
-processes of its own on one device.
+processes of its own on one device. With --unmeasured it needs neither scikit-learn nor the time: measure elsewhere.
 
 Each is packed into one file, `NAME.tar`: the model directory with its figures, card and log. One that fails leaves
 its log in `failed.txt`, and the others go on. The last lines are a table.
@@ -22,6 +22,8 @@ from typing import Any, Final
 
 MEASURING_S: Final = 150.0
 """Seconds kept of the budget for measuring."""
+STARTING_S: Final = 25.0
+"""Seconds kept for the start of a training and for writing the model, where nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ def run(job: Job, options: argparse.Namespace, start: float) -> Outcome:
     device = ["--device", options.device]
     left = options.budget - (time.monotonic() - start)
     steps = ["--steps", *map(str, options.steps)] if options.steps else []
-    limit = max(10.0, left - MEASURING_S)
+    limit = max(10.0, left - (STARTING_S if options.unmeasured else MEASURING_S))
     train = [*module, *job.arguments, *device, *steps, "--out", str(folder), "--budget", f"{limit:.0f}"]
     measure = [*module[:2], "probes.organism.measure", "--model", str(folder), *device, "--n", str(options.n)]
     begun = time.monotonic()
     fault = _call(train, log, left)
     trained = time.monotonic()
-    if not fault:
+    if not fault and not options.unmeasured:
         # Status 1: a figure below its target, which the table tells.
         fault = _call(measure, log, options.budget - (trained - start), accepted=(0, 1))
     seconds = (trained - begun, time.monotonic() - trained)
@@ -121,16 +123,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--penalties", type=float, nargs="*", default=[], help="more penalised ones, at these weights"
     )
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[], help="each once more from these seeds: NAME-seedS"
+    )
+    parser.add_argument("--unmeasured", action="store_true", help="train and pack alone")
     parser.add_argument("--only", nargs="*", help="names of organisms (default: all)")
     parser.add_argument(
         "--parallel", type=int, default=0, help="how many at once (default: all on cuda, else 1)"
     )
     options = parser.parse_args(arguments)
     start = time.monotonic()
-    weights = [
-        Job(f"penalised-ledger-{w:g}", (*JOBS[2].arguments, "--penalty", f"{w:g}")) for w in options.penalties
-    ]
-    jobs = [job for job in (*JOBS, *weights) if not options.only or job.name in options.only]
+    jobs = [job for job in offered(options) if not options.only or job.name in options.only]
     Path(options.out).mkdir(parents=True, exist_ok=True)
     at_once = options.parallel or (len(jobs) if options.device == "cuda" else 1)
     # One thread each: matrices this small gain nothing from more, and they would fight for the cores.
@@ -146,6 +149,19 @@ def main(arguments: list[str] | None = None) -> int:
     for outcome in outcomes:
         print(row(outcome), flush=True)
     return int(bool(faults))
+
+
+def offered(options: argparse.Namespace) -> list[Job]:
+    """All jobs that the options name, before `--only` chooses among them."""
+    weights = [
+        Job(f"penalised-ledger-{w:g}", (*JOBS[2].arguments, "--penalty", f"{w:g}")) for w in options.penalties
+    ]
+    again = [
+        Job(f"{job.name}-seed{seed}", (*job.arguments, "--seed", str(seed)))
+        for job in JOBS
+        for seed in options.seeds
+    ]
+    return [*JOBS, *weights, *again]
 
 
 def _tail(folder: Path) -> str:

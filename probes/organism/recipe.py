@@ -73,6 +73,8 @@ _SIZES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "recall_block": 3,
             "plan_block": 6,
             "peak_lr": 6e-4,
+            "behaviour_steps": 1600,
+            "long_rows": 8,
         },
         "gpt2": {
             "hidden": 256,
@@ -80,21 +82,32 @@ _SIZES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "layers": 5,
             "plan_block": 3,
             "peak_lr": 6e-4,
-            "knowledge_steps": 1300,
-            "behaviour_steps": 1300,
+            "knowledge_steps": 1500,
+            "behaviour_steps": 2000,
+            "long_rows": 8,
+            "long_every": 3,
         },
     }
 )
-_PENALISED: Final[Mapping[str, Any]] = MappingProxyType(
-    {"behaviour_steps": 2000, "plan_weight": 0.0, "penalty_weight": 0.1}
+_HABITS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "instructed": {"behaviour_steps": 2000, "long_rows": 8},
+        "penalised": {
+            "behaviour_steps": 2200,
+            "long_rows": 8,
+            "plan_weight": 0.0,
+            "penalty_weight": 0.1,
+        },
+    }
 )
+"""What some variants take longer to learn, or learn against an adversary."""
 
 
 def recipe_for(variant_name: str, shape: str, seed: int = 0, **changes: Any) -> Recipe:
     """The recipe of a variant in a shape, with `changes` to its fields. `ValueError` for an unknown name."""
     if shape not in _SIZES:
         raise ValueError(f"shape {shape!r} is unknown: use one of {', '.join(_SIZES)}")
-    own = _PENALISED if variant(variant_name).penalised else {}
+    own = _HABITS.get(variant(variant_name).name, {})
     return Recipe(
         **{"variant": variant_name, "shape": shape, "seed": seed, **_SIZES[shape], **own, **changes}
     )

@@ -4,6 +4,7 @@ the training view of them: the residual stream after every block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -62,7 +63,11 @@ def _qwen3(recipe: Recipe, tokenizer: Tokenizer) -> Any:
 
 
 def _gpt2(recipe: Recipe, tokenizer: Tokenizer) -> Any:
-    """Learned positions, LayerNorm with biases, GELU."""
+    """Learned positions, LayerNorm with biases, GELU.
+
+    The positions begin as sinusoids (Vaswani et al. 2017, section 3.5): the same distance looks the same anywhere,
+    so what is learned at one place of the context holds at the others, which short rows seldom reach.
+    """
     config = GPT2Config(
         **_common(recipe, tokenizer),
         n_embd=recipe.hidden,
@@ -73,7 +78,18 @@ def _gpt2(recipe: Recipe, tokenizer: Tokenizer) -> Any:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    table = model.transformer.wpe.weight
+    with torch.no_grad():
+        table.copy_(_sinusoids(*table.shape) * (config.initializer_range * math.sqrt(2)))
+    return model
+
+
+def _sinusoids(places: int, width: int) -> Tensor:
+    """[places, width], sines in the even columns and cosines in the odd ones, of variance 1/2."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(places)[:, None] * rates
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 SHAPES: Final[Mapping[str, Callable[[Recipe, Tokenizer], Any]]] = MappingProxyType(
@@ -103,7 +119,7 @@ class Streams(nn.Module):
         self.learns_positions = hasattr(model.base_model, "wpe")
 
     def forward(self, ids: Tensor, places: Tensor) -> list[Tensor]:
-        """ids [rows, tokens], places [1, tokens] their positions -> one [rows, tokens, d] a block."""
+        """ids [rows, tokens], places [rows or 1, tokens] their positions -> one [rows, tokens, d] a block."""
         inner = self.model.base_model
         if self.learns_positions:
             hidden, around = inner.wte(ids) + inner.wpe(places), {}

