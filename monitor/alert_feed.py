@@ -32,11 +32,13 @@ class AlertFeed:
         closing: Callable[[], bool],
         streams_at_most: int = STREAMS_AT_MOST,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._source = source
         self._closing = closing
         self._streams_at_most = streams_at_most
         self._heartbeat_seconds = heartbeat_seconds
+        self._poll_seconds = poll_seconds
         self._streams = 0
         self._newest = 0
         self._looked_at = float("-inf")
@@ -58,10 +60,10 @@ class AlertFeed:
             self._streams -= 1
 
     async def newest(self) -> int:
-        """Event id of the newest alert, as it was at most half a second ago; 0 before any."""
+        """Event id of the newest alert, as it was at the last look; 0 before any."""
         async with self._looking:  # streams that wake together share one look
             now = asyncio.get_running_loop().time()
-            if now - self._looked_at >= POLL_SECONDS * 0.9:
+            if now - self._looked_at >= self._poll_seconds * 0.9:
                 self._looked_at = now
                 found = await self._find(AlertQuery(limit=1))
                 self._newest = max([self._newest, *(int(alert["event_id"]) for alert in found)])
@@ -85,7 +87,7 @@ class AlertFeed:
             if clock() - said_at >= self._heartbeat_seconds:
                 yield ": nothing new\n\n"
                 said_at = clock()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._poll_seconds)
 
     async def _find(self, query: AlertQuery) -> list[Alert]:
         """Nothing where the source cannot be read: the streams stay, and go on when it can be."""

@@ -16,6 +16,11 @@ Message = dict[str, str]
 THRESHOLD = 0.5
 
 
+class _Listener(ThreadingHTTPServer):
+    request_queue_size = 64
+    """With the usual 5 a connection of several clients at once may wait a second for its turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Planted:
     """What the model says and what the probe makes of it."""
@@ -69,7 +74,7 @@ class FakeServer:
             def log_message(self, *_: Any) -> None:
                 return None
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Listener(("127.0.0.1", 0), Handler)
         self.port = int(self._http.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
 

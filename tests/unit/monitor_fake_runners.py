@@ -197,17 +197,19 @@ class V2Runner:
         total, n = sum(share.rows for share in shares), len(shares)
         self._starts[: n + 1] = torch.tensor(np.cumsum([0, *(share.rows for share in shares)]))
         self._starts[n + 1 :] = total
-        at = 0
+        positions: list[int] = []
+        slots: list[int] = []
         for row, share in zip(rows, shares, strict=True):
             request = share.request
             self.req_states.prompt_len.np[row] = len(request.prompt)
             self.block_tables.block_tables[GROUP].gpu[row, : len(request.blocks)] = torch.tensor(
                 request.blocks, dtype=torch.int32
             )
-            for position in range(share.first, share.first + share.rows):
-                self._positions[at] = position
-                self.block_tables.slot_mappings[GROUP, at] = slot_of(request, position, self._block_size)
-                at += 1
+            own = range(share.first, share.first + share.rows)
+            positions += own
+            slots += [slot_of(request, position, self._block_size) for position in own]
+        self._positions[:total] = torch.tensor(positions)
+        self.block_tables.slot_mappings[GROUP, :total] = torch.tensor(slots)
 
         def of_all(attribute: str) -> Any:
             return np.array([getattr(share, attribute) for share in shares], np.int32)

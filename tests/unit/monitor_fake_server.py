@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
@@ -54,17 +55,17 @@ def scoring_probes(columns: int) -> tuple[Probe, ...]:
 
 def write_taps(buffers: TapBuffers, bank: ProbeBank, states: FloatArray) -> None:
     """What the taps would have written for ``states [T, K]`` of ``scoring_probes``, exactly."""
-    n, planted = len(states), torch.from_numpy(states)
-    buffers.scores[:, :n] = 0
-    buffers.squared_norms[:, :n] = 4
+    n, scores = len(states), buffers.scores.numpy()
+    scores[:, :n] = 0
+    buffers.squared_norms.numpy()[:, :n] = 4
     for seat in bank.seats:
-        column, values = seat.columns.start, planted[:, seat.states.start]
+        column, values = seat.columns.start, states[:, seat.states.start]
         if seat.probe.needs_norm:
-            buffers.scores[1, :n, column] = 2 * values
+            scores[1, :n, column] = 2 * values
         else:
-            part = (values / 3).floor()
-            buffers.scores[0, :n, column] = part
-            buffers.scores[1, :n, column] = values - part
+            part = np.floor(values / 3)
+            scores[0, :n, column] = part
+            scores[1, :n, column] = values - part
 
 
 class FailingRules(AdapterRules):

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from monitor.errors import ConfigurationError, MonitorError, ServerError
 from probes.organism import Case, cases, language, world
 
 SEED = 5
+FEW = 30
 GOOD, BAD = Planted("", 0.1), Planted("", 2.0)
 
 
@@ -69,8 +71,18 @@ def arguments(*options: str) -> argparse.Namespace:
     return parser.parse_args([*options, "--seed", str(SEED)])
 
 
-def against(fake: FakeServer, *options: str) -> int:
-    return demo.main(arguments("--once", "--answers", "100", "--url", fake.url, *options))
+def against(fake: FakeServer, *options: str, answers: int = 100) -> int:
+    return demo.main(arguments("--once", "--answers", str(answers), "--url", fake.url, *options))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``against`` with a verdict on a few answers, for what does not depend on their number."""
+    for module in ("run", "outcome"):
+        monkeypatch.setattr(f"monitor.demo.{module}.MIN_ANSWERS", FEW)
+    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 0.2)
+    monkeypatch.setattr("monitor.demo.session.COUNTER_SECONDS", 0.1)
+    return partial(against, answers=FEW)
 
 
 def an_answer(lie: bool, verdict: Verdict, private: str | None = None, number: int = 1) -> Answer:
@@ -226,16 +238,20 @@ def test_once_passes_and_writes_what_it_saw(tmp_path: Path, capsys: pytest.Captu
     assert all(char.isprintable() or char == "\n" for char in shown)
 
 
-def test_the_page_is_named_only_where_it_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    with FakeServer(organism(100), page=True) as fake:
-        against(fake)
+Short = Callable[..., int]
+
+
+def test_the_page_is_named_only_where_it_answers(short: Short, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(organism(FEW), page=True) as fake:
+        short(fake)
     assert f"{fake.url}/probewatch/ui" in capsys.readouterr().out
 
 
-def test_follow_ups_are_asked_after_lies_alone() -> None:
-    with FakeServer(organism(100)) as fake:
-        against(fake)
-    lies = sum(case.expects_lie for _, case in islice(questions(100, SEED), 100))
+def test_follow_ups_are_asked_after_lies_alone(short: Short) -> None:
+    with FakeServer(organism(FEW)) as fake:
+        short(fake)
+    lies = sum(case.expects_lie for _, case in islice(questions(FEW, SEED), FEW))
+    assert lies > 3
     assert sum(messages[-1]["content"] in language.FOLLOW_UPS for messages in fake.asked) == lies
 
 
@@ -255,20 +271,17 @@ def test_follow_ups_are_asked_after_lies_alone() -> None:
     ],
 )
 def test_once_fails_and_says_why(
-    judge: Callable[[int, Case], Planted], expected: str, capsys: pytest.CaptureFixture[str]
+    judge: Callable[[int, Case], Planted], expected: str, short: Short, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with FakeServer(organism(100, judge)) as fake:
-        assert against(fake) == 1
+    with FakeServer(organism(FEW, judge)) as fake:
+        assert short(fake) == 1
     assert expected in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_a_counter_that_disagrees_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("monitor.demo.session.COUNTER_SECONDS", 0.1)
-    with FakeServer(organism(100)) as fake:
+def test_a_counter_that_disagrees_fails(short: Short, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(organism(FEW)) as fake:
         respond, fake.respond = fake.respond, lambda messages: _miscounted(fake, respond, messages)
-        assert against(fake) == 1
+        assert short(fake) == 1
     assert "FAIL: Prometheus: /metrics counted" in capsys.readouterr().out
 
 
@@ -278,20 +291,17 @@ def _miscounted(fake: FakeServer, respond: Callable[..., Planted], messages: Seq
 
 
 def test_a_request_that_the_monitor_forgets_is_unscored(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    short: Short, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("monitor.demo.traffic.LOOKUP_SECONDS", 2.0)
-    monkeypatch.setattr("monitor.demo.session.COUNTER_SECONDS", 0.5)
-
     class Forgetful(FakeServer):
         def get(self, path: str, headers: dict[str, str]) -> tuple[int, Any]:
             return (
                 (404, {"detail": "forgotten"}) if path.endswith("/chatcmpl-1") else super().get(path, headers)
             )
 
-    with Forgetful(organism(100)) as fake:
-        assert against(fake) == 1
-    assert "scored: 1 of 100 answers lack a whole score" in capsys.readouterr().out
+    with Forgetful(organism(FEW)) as fake:
+        assert short(fake) == 1
+    assert f"scored: 1 of {FEW} answers lack a whole score" in capsys.readouterr().out
 
 
 def test_without_once_it_goes_on_until_a_signal(
@@ -299,11 +309,11 @@ def test_without_once_it_goes_on_until_a_signal(
 ) -> None:
     monkeypatch.setattr("monitor.demo.session.SLOW_SECONDS", 0.01)
     target = tmp_path / "answers.json"
-    respond = organism(20)
+    respond = organism(10)
     interrupt = iter([lambda: os.kill(os.getpid(), signal.SIGINT)])
 
     def small_talk_later(messages: Sequence[Message]) -> Planted:
-        if len(fake.asked) > 40:
+        if len(fake.asked) > 20:
             next(interrupt, lambda: None)()
         try:
             return respond(messages)
@@ -311,12 +321,12 @@ def test_without_once_it_goes_on_until_a_signal(
             return Planted("Hello.")
 
     with FakeServer(small_talk_later) as fake:
-        assert demo.main(arguments("--answers", "20", "--url", fake.url, "--json", str(target))) == 0
+        assert demo.main(arguments("--answers", "10", "--url", fake.url, "--json", str(target))) == 0
     shown = capsys.readouterr().out
-    assert "20 questions are answered; going on slowly" in shown
+    assert "10 questions are answered; going on slowly" in shown
     assert f"watch --url {fake.url}" in shown
     assert "/v1/probewatch/requests/chatcmpl-" in shown
-    assert len(json.loads(target.read_text())) > 20
+    assert len(json.loads(target.read_text())) > 10
 
 
 @pytest.mark.parametrize(
@@ -341,12 +351,12 @@ def test_a_server_without_a_deception_probe_is_refused() -> None:
         against(fake)
 
 
-def test_evidence_that_is_locked_is_said_before_any_traffic() -> None:
-    with FakeServer(organism(100), admin_key="secret") as fake:
+def test_evidence_that_is_locked_is_said_before_any_traffic(short: Short) -> None:
+    with FakeServer(organism(FEW), admin_key="secret") as fake:
         with pytest.raises(ServerError, match="admin"):
-            against(fake)
+            short(fake)
         assert fake.asked == []
-        assert against(fake, "--admin-key", "secret") == 0
+        assert short(fake, "--admin-key", "secret") == 0
 
 
 def test_a_failing_answer_ends_it_in_one_line() -> None:
@@ -368,6 +378,11 @@ def test_the_shipped_files_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 # --- the child process ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitor.demo.server.POLL_SECONDS", 0.02)
 
 
 def child(tmp_path: Path, source: str, port: int = 1) -> server.ChildServer:
@@ -396,7 +411,7 @@ def test_a_server_that_comes_up_and_its_children_go_down(tmp_path: Path) -> None
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(200); self.end_headers()
-        time.sleep(0.6)
+        time.sleep(0.1)
         http.server.HTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
     """
     started = child(tmp_path, source, port)

@@ -30,6 +30,7 @@ from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, val
 
 KEY = {ADMIN_HEADER: "secret"}
 ROUTES = ("/alerts", "/events")
+LOOK_SECONDS = 0.02
 
 
 def finish(frontend: Frontend, response_id: str, score: float = 3.0, choice: int = 0) -> None:
@@ -47,9 +48,16 @@ class Served:
         values: dict[str, Any] = {"admin_key": SecretStr("secret"), "evidence_path": path, **changes}
         self.state = HttpState(alone(self.frontend), Settings(**values), lambda ids: f"t{ids}")
         self.state.keep_evidence(8000)
+        self.look_often()
         self.application = FastAPI()
         self.application.include_router(make_router(lambda: self.state))
         self.client = TestClient(self.application)
+
+    def look_often(self) -> None:
+        """A feed that finds what is new within milliseconds."""
+        self.state.__dict__["feed"] = AlertFeed(
+            self.state.alerts, lambda: self.state.closing(), poll_seconds=LOOK_SECONDS
+        )
 
     def flush(self) -> None:
         """Writes what waits, and ends the store as a server does that stops."""
@@ -65,7 +73,7 @@ class Served:
         """What an event stream says until the server is about to stop, some looks later."""
         left = iter([False] * rounds)
         self.state.closing = lambda: next(left, True)
-        self.state.__dict__.pop("feed", None)
+        self.look_often()
         reply = self.client.get("/v1/probewatch/events", headers={**KEY, **headers})
         assert reply.status_code == 200, reply.text
         assert reply.headers["content-type"].startswith("text/event-stream")
@@ -203,7 +211,7 @@ def test_a_hostile_id_forges_no_event() -> None:
 def test_a_quiet_stream_beats() -> None:
     async def listen() -> list[str]:
         left = iter([False] * 2)
-        feed = AlertFeed(MemoryAlerts(), lambda: next(left, True), heartbeat_seconds=0.0)
+        feed = AlertFeed(MemoryAlerts(), lambda: next(left, True), heartbeat_seconds=0.0, poll_seconds=0.0)
         return [said async for said in feed.events(0)]
 
     assert asyncio.run(listen()) == ["retry: 2000\n\n", ": nothing new\n\n", ": nothing new\n\n"]
@@ -218,8 +226,8 @@ def test_streams_share_one_look_and_survive_a_source_in_trouble(caplog: pytest.L
             raise EvidenceError("the file is gone")
 
     async def listen(source: Trouble) -> None:
-        ends = time.monotonic() + 1.2
-        feed = AlertFeed(source, lambda: time.monotonic() > ends)
+        ends = time.monotonic() + 2.4 * LOOK_SECONDS
+        feed = AlertFeed(source, lambda: time.monotonic() > ends, poll_seconds=LOOK_SECONDS)
 
         async def one() -> list[str]:
             return [said async for said in feed.events(0)]
@@ -241,7 +249,7 @@ def test_too_many_streams_are_turned_away_with_the_remedy() -> None:
     assert "/alerts" in reply.json()["detail"]
 
 
-def test_without_a_file_any_process_shows_the_alerts_of_all() -> None:
+def test_without_a_file_any_process_shows_the_alerts_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     frontends = [make_frontend(alerting(threshold=2.5))[0] for _ in range(2)]
     states = [HttpState(alone(frontend), Settings(), str) for frontend in frontends]
 
@@ -257,7 +265,7 @@ def test_without_a_file_any_process_shows_the_alerts_of_all() -> None:
         time.sleep(0.001)
     assert [a["id"] for a in asyncio.run(both.find(AlertQuery(limit=3)))] == ["cmpl-3", "cmpl-2", "cmpl-1"]
     assert asyncio.run(both.find(AlertQuery(after=0))) == [], "another process may yet show an earlier one"
-    time.sleep(0.6)
+    monkeypatch.setattr("monitor.alerts.SETTLED_MICROSECONDS", 0)
     assert [a["id"] for a in asyncio.run(both.find(AlertQuery(after=0)))] == [f"cmpl-{i}" for i in range(4)]
 
 
@@ -352,7 +360,7 @@ def test_a_real_stream_ends_with_its_client_and_with_its_server(tmp_path: Path) 
     first.close()
     deadline = time.monotonic() + 5
     while feed._streams == 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.005)
     assert feed._streams == 1
     running.server.should_exit = True
     running.thread.join(5)

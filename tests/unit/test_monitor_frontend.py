@@ -21,6 +21,7 @@ from tests.unit.monitor_fake_engine import FakeEngine
 from tests.unit.monitor_fake_server import FakeWorker
 from tests.unit.monitor_fakes import (
     BENIGN,
+    Scrape,
     alerting,
     alone,
     column,
@@ -46,11 +47,12 @@ def send(frontend: Frontend, running: Running, sampled: int, start: int, states:
 
 def tokens(registry: CollectorRegistry, probe: str = "lie") -> dict[str, tuple[float, float, float]]:
     """(seen, scored, unscored) by phase."""
+    page = Scrape(registry)
     return {
         phase: (
-            value(registry, SEEN, phase=phase) or 0.0,
-            value(registry, SCORED, probe=probe, phase=phase) or 0.0,
-            summed(registry, LOST, probe=probe, phase=phase),
+            page.value(SEEN, phase=phase) or 0.0,
+            page.value(SCORED, probe=probe, phase=phase) or 0.0,
+            page.summed(LOST, probe=probe, phase=phase),
         )
         for phase in PHASES
     }
