@@ -4,7 +4,7 @@ PYTHON_ENV := .venv/bin
 # Two processes, a file's tests in one of them so that its fixtures are made once; other rooms are not even imported.
 UNITS := OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 --dist loadfile -o testpaths=tests/unit
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard report-card clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench bench-growth swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard report-card clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ compat: setup  ## look for all that the monitor touches in vLLM's released wheel
 
 host-bench: setup  ## host work of one engine step at 256 running requests and 8 probes
 	@$(PYTHON_ENV)/python -m bench.host
+
+bench-growth: setup  ## cost against probes, layers, requests and context, with the model that predicts it; 15 minutes
+	@OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m bench.growth --picture docs/growth.png --json build/growth.json $(GROWTH_ARGS)
 
 swap-bench: setup  ## gaps between tokens while probes are attached, changed and detached
 	@$(PYTHON_ENV)/python -m bench.swap $(SWAP_ARGS)

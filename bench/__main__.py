@@ -10,60 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
-from bench.arms import AGAIN, ARMS, STOCK, Arm
+from bench.arms import AGAIN, ARMS, STOCK
 from bench.model import write_model
 from bench.report import Found, draw, table, write_json
+from bench.running import Running, environment, started
 from bench.workload import Workload
 
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
-
-
-class Running:
-    """An arm's engine."""
-
-    def __init__(self, arm: Arm, process: subprocess.Popen[str]) -> None:
-        self.arm = arm
-        self.process = process
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Writes one line to the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """The next answer; ends the benchmark if the engine died."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"the {self.arm.name!r} engine ended with status {self.process.wait()}; see --log"
-            )
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-
-def environment(in_process: bool) -> dict[str, str]:
-    """The arms differ by what the arm sets and by nothing that the caller's shell happens to hold."""
-    inherited = {
-        k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
-    }
-    return {
-        **inherited,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
-        "VLLM_USE_AOT_COMPILE": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
 
 
 @contextlib.contextmanager
@@ -76,43 +35,25 @@ def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
         **json.loads(args.engine),
     }
     running: list[Running] = []
-    with contextlib.ExitStack() as stack:
-        try:
-            for name in (STOCK, AGAIN, *args.arms):
-                arm = ARMS[name]
-                log = stack.enter_context(args.log.with_suffix(f".{name.replace(' ', '-')}.log").open("w"))
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "bench.arm"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    env={**environment(args.in_process), **arm.environment(model, folder)},
-                )
-                running.append(Running(arm, process))
-                running[-1].send({"model": str(model.folder), "engine": engine, "steered": arm.steered})
-                if not args.together:
-                    _up(running[-1])
-            if args.together:
-                for one in running:
-                    _up(one)
-            yield running
-        finally:
+    try:
+        for name in (STOCK, AGAIN, *args.arms):
+            log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
+            running.append(started(ARMS[name], model, folder, engine, log, environment(args.in_process)))
+            if not args.together:
+                _up(running[-1])
+        if args.together:
             for one in running:
-                one.process.kill()
-                one.process.wait()
+                _up(one)
+        yield running
+    finally:
+        for one in running:
+            one.end()
 
 
 def _up(one: Running) -> None:
-    started = time.perf_counter()
+    begun = time.perf_counter()
     one.answer()
-    print(f"{one.arm.name}: engine up ({time.perf_counter() - started:.0f} s)", flush=True)
-
-
-def check(arm: Arm, coverage: float | None) -> None:
-    """Ends the benchmark unless an arm with probes scored every token and the others none."""
-    if coverage != (1.0 if arm.probes else None):
-        raise SystemExit(f"the {arm.name!r} arm has coverage {coverage}; it would compare the wrong things")
+    print(f"{one.arm.name}: engine up ({time.perf_counter() - begun:.0f} s)", flush=True)
 
 
 def measure(running: list[Running], loads: list[Workload], rounds: int, until: float) -> Found:
@@ -125,9 +66,7 @@ def measure(running: list[Running], loads: list[Workload], rounds: int, until: f
         turn = number % len(running)
         for load in loads:
             for one in running[turn:] + running[:turn]:
-                one.send({"load": astuple(load), "seed": 1000 + number})
-                result = one.answer()
-                check(one.arm, result.pop("coverage"))
+                result = one.round(load, 1000 + number)
                 if number >= 0:
                     found[load.name][one.arm.name].append(result)
         if number >= 0:

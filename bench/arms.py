@@ -26,6 +26,8 @@ class Arm:
     """Every request asks for it, each with a scale of its own."""
     gated: bool = False
     """The first probe gates it."""
+    columns: int = 0
+    """Room in every tap; 0: what the server takes by itself."""
 
     def environment(self, model: BenchModel, folder: Path) -> dict[str, str]:
         """Settings of the engine's process; artifacts are written into ``folder``."""
@@ -33,6 +35,8 @@ class Arm:
             return {}
         layers = tapped(self.layers, model.layers)
         settings = {"PROBEWATCH_TAP_LAYERS": ",".join(map(str, layers))}
+        if self.columns:
+            settings["PROBEWATCH_TAP_COLUMNS"] = str(self.columns)
         if self.probes:
             files = model.write_probes(folder / self.name.replace(" ", "-"), self.probes, layers, self.gated)
             settings["PROBEWATCH_PROBES"] = ",".join(map(str, files))

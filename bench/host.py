@@ -2,6 +2,7 @@
 
 A decode step of 256 running requests with probes on 3 layers (8, or ``--probes``): what the worker does with it
 (``StepReader``), what the scheduler's process does (packing the message), and what the API server does (accounting).
+CPU time of the one thread: on a quiet machine it is the time that passes, on a busy one still the work.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
 
 REQUESTS, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 3, 64, 16, 1024
-FED, STEPS, TOGETHER = 512, 400, 8
+FED, STEPS, TOGETHER, PROMPT = 512, 400, 8, 500
 
 
 def make_probes(count: int) -> list[Probe]:
@@ -51,29 +52,30 @@ def make_probes(count: int) -> list[Probe]:
 class Bench:
     """One engine's worth of fake vLLM objects, all requests in the middle of their answers."""
 
-    def __init__(self, probes: int) -> None:
+    def __init__(self, probes: int, requests: int, fed: int = FED, prompt: int = PROMPT) -> None:
+        self.requests = requests
         bank = ProbeBank(make_probes(probes), range(LAYERS), D_MODEL, 16)
         blocks = LENGTH // BLOCK
-        self.buffers = TapBuffers.allocate(LAYERS, REQUESTS, bank.capacity, False, torch.device("cpu"))
-        store = ScoreStore(REQUESTS * LENGTH, bank.state_columns, 4096)
+        self.buffers = TapBuffers.allocate(LAYERS, requests, bank.capacity, False, torch.device("cpu"))
+        store = ScoreStore(requests * LENGTH, bank.state_columns, 4096)
         rules = AdapterRules(bank, lambda _: None)
         self.reader = StepReader(
             bank, self.buffers, store, BLOCK, lambda runner: view_v1.capture(runner, group=0), rules
         )
-        self.ids = [f"cmpl-{i:032d}-0-abcdefgh" for i in range(REQUESTS)]
-        table = np.arange(REQUESTS * blocks, dtype=np.int32).reshape(REQUESTS, blocks)
+        self.ids = [f"cmpl-{i:032d}-0-abcdefgh" for i in range(requests)]
+        table = np.arange(requests * blocks, dtype=np.int32).reshape(requests, blocks)
         self.batch = SimpleNamespace(
-            num_reqs=REQUESTS,
+            num_reqs=requests,
             req_ids=self.ids,
             block_table=[SimpleNamespace(block_table=SimpleNamespace(np=table), block_size=BLOCK)],
-            num_computed_tokens_cpu=np.full(REQUESTS, FED, np.int32),
-            num_prompt_tokens=np.full(REQUESTS, 500, np.int32),
-            num_tokens_no_spec=np.full(REQUESTS, FED + 1, np.int32),
+            num_computed_tokens_cpu=np.full(requests, fed, np.int32),
+            num_prompt_tokens=np.full(requests, prompt, np.int32),
+            num_tokens_no_spec=np.full(requests, fed + 1, np.int32),
         )
-        starts = SimpleNamespace(np=np.arange(REQUESTS + 1, dtype=np.int32))
+        starts = SimpleNamespace(np=np.arange(requests + 1, dtype=np.int32))
         self.runner = SimpleNamespace(input_batch=self.batch, query_start_loc=starts, lora_config=None)
         self.scheduled = SimpleNamespace(
-            total_num_scheduled_tokens=REQUESTS,
+            total_num_scheduled_tokens=requests,
             kv_cache_block_copies=None,
             finished_req_ids=(),
             scheduled_new_reqs=(),
@@ -91,8 +93,8 @@ class Bench:
                 request_id=name,
                 external_req_id=name[:-9],
                 parent_req=None,
-                prompt_token_ids=[1] * 500,
-                prompt_len=500,
+                prompt_token_ids=[1] * prompt,
+                prompt_len=prompt,
                 streaming_input=False,
             )
             for name in self.ids
@@ -101,8 +103,8 @@ class Bench:
         for name in self.ids:
             running = begin(self.states[name])
             running.bank = bank
-            running.fed = FED
-            running.states.extend(bytes(FED * bank.state_columns * 4))
+            running.fed = fed
+            running.states.extend(bytes(fed * bank.state_columns * 4))
             self.tap.running[name] = (engines.first, running)
 
     def outputs(self) -> list[Any]:
@@ -123,37 +125,33 @@ class Bench:
         self.buffers.scores[:] = 0.5
         output = SimpleNamespace(
             req_ids=self.ids,
-            sampled_token_ids=[[7]] * REQUESTS,
+            sampled_token_ids=[[7]] * self.requests,
             req_id_to_index={name: i for i, name in enumerate(self.ids)},
         )
-        started = time.perf_counter()
+        started = time.thread_time()
         self.reader.after_forward(self.runner, self.scheduled)
         step = self.reader.take()
         assert step is not None
         setattr(output, CARRIER, self.reader.complete(step, output))
-        self.spent = time.perf_counter() - started
+        self.spent = time.thread_time() - started
         self.batch.num_computed_tokens_cpu += 1
         self.batch.num_tokens_no_spec += 1
         return output
 
 
-def main() -> None:
-    """Prints the median and the 99th percentile of each part, in microseconds."""
-    parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__.splitlines()[0])
-    parser.add_argument("--probes", type=int, default=8)
-    probes = parser.parse_args().probes
-    torch.set_num_threads(1)
-    bench = Bench(probes)
+def measure(probes: int, requests: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of every step, by part. Ends the benchmark if not every token was scored."""
+    bench = Bench(probes, requests)
     parts: dict[str, list[float]] = {"worker": [], "scheduler": [], "API server": []}
 
     def timed(name: str, part: Callable[[], object]) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         part()
-        parts[name].append(time.perf_counter() - started)
+        parts[name].append(time.thread_time() - started)
 
     # Worker and scheduler share a process; the API server has its own, so its work must not come between them.
     # Few messages are kept: memory that only the benchmark holds would be mapped anew in every step.
-    for _ in range(STEPS // TOGETHER):
+    for _ in range(steps // TOGETHER):
         messages = []
         for _ in range(TOGETHER):
             output = bench.worker()
@@ -167,18 +165,47 @@ def main() -> None:
             outputs[0].kv_transfer_params = message
             timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
     scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
-    if scored != REQUESTS * STEPS:
+    if scored != requests * (steps // TOGETHER) * TOGETHER:
         raise SystemExit(
-            f"{scored:.0f} tokens were scored of {REQUESTS * STEPS}; this did not measure the usual path"
+            f"{scored:.0f} tokens were scored of {requests * steps}; this did not measure the usual path"
         )
+    return parts
+
+
+def finishing(probes: int, fed: int, sequences: int = 64) -> list[float]:
+    """Seconds of judging and filing each of some answers of ``fed`` tokens, in the API server."""
+    bench = Bench(probes, sequences, fed, prompt=1)
+    found = []
+    for name in bench.ids:
+        started = time.thread_time()
+        bench.tap.finished(name)
+        found.append(time.thread_time() - started)
+    judged = len(bench.engines.recent)
+    if judged != sequences:
+        raise SystemExit(
+            f"{judged} sequences were judged of {sequences}; this did not measure the usual path"
+        )
+    return found
+
+
+def main() -> None:
+    """Prints the median and the 99th percentile of each part, in microseconds."""
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__.splitlines()[0])
+    parser.add_argument("--probes", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = measure(args.probes, args.requests, STEPS)
     print(
-        f"{REQUESTS} running requests, {probes} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
+        f"{args.requests} running requests, {args.probes} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
     )
     for name, seconds in parts.items():
         middle, slow = statistics.median(seconds) * 1e6, float(np.percentile(seconds, 99)) * 1e6
         print(f"{name:>10}: median {middle:6.1f}   99th percentile {slow:6.1f}")
     both = statistics.median(parts["worker"]) + statistics.median(parts["scheduler"])
     print(f"in the engine's process (worker + scheduler): {both * 1e6:.1f}")
+    judging = statistics.median(finishing(args.probes, FED))
+    print(f"verdicts on an answer of {FED} tokens, in the API server: {judging * 1e6:.1f}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """The monitor's kernels on this GPU, beside what torch does instead: ``python -m bench.kernels``.
 
-Microseconds of one call, replayed in a CUDA graph, as decodes are; the median of many replays.
+Microseconds of one call, replayed in a CUDA graph, as decodes are; the median of many replays. ``--write H100`` keeps
+the constants of ``monitor.cost`` that come closest to what the taps use, under that name.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import torch
 
+from bench.points import TapPoint
 from monitor.kernels.pack import take
 from monitor.kernels.score import plan, score
-from monitor.seam.tap import _tap
+from monitor.seam.tap import WIDEST_KERNEL, _tap
 
 CALLS, REPLAYS = 20, 30
 
@@ -40,6 +43,10 @@ def microseconds(call: Callable[[], object]) -> float:
 
 def main() -> None:
     """Prints a table of both."""
+    parser = argparse.ArgumentParser(prog="python -m bench.kernels")
+    parser.add_argument("--write", metavar="DEVICE", help="a GPU named in monitor/cost.json")
+    args = parser.parse_args()
+    used_ones: list[TapPoint] = []
     print("| tap: rows x d x columns | torch, us | Triton, us |\n|---|---|---|")
     none = torch.zeros(0, device="cuda")
     used = torch.ones(1, dtype=torch.int64, device="cuda")
@@ -52,6 +59,8 @@ def main() -> None:
                 out = torch.empty(rows, columns, device="cuda")
                 by_torch = microseconds(lambda: _tap(x, weight, out, none, used, scratch))  # noqa: B023
                 by_triton = microseconds(lambda: score(x, weight, out, none, scratch))  # noqa: B023
+                chosen = by_triton if columns <= WIDEST_KERNEL else by_torch
+                used_ones.append(TapPoint(d, rows, columns, chosen * 1e-6))
                 print(f"| {rows} x {d} x {columns} | {by_torch:.1f} | {by_triton:.1f} |", flush=True)
     print("\n| taking a step: layers x rows x columns | torch, us | Triton, us |\n|---|---|---|")
     for layers, rows, columns in ((3, 1, 16), (3, 256, 16), (1, 256, 1000)):
@@ -70,6 +79,10 @@ def main() -> None:
 
         both = microseconds(by_clones), microseconds(lambda: take(scores, norms, settled, rows, rows))  # noqa: B023
         print(f"| {layers} x {rows} x {columns} | {both[0]:.1f} | {both[1]:.1f} |", flush=True)
+    if args.write:
+        from bench.fit import keep_taps
+
+        keep_taps(args.write, used_ones, f"{torch.cuda.get_device_name(0)}; python -m bench.kernels --write")
 
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ class BenchModel:
         )
 
 
-def write_model(folder: Path, size: str = "134m", device: str = "cpu") -> BenchModel:
-    """A seeded model in bfloat16 with small random weights, one file a block."""
+def config_of(size: str) -> LlamaConfig:
+    """Of a size class."""
     d_model, intermediate, blocks, heads, kv_heads = _SHAPES[size]
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=d_model,
         intermediate_size=intermediate,
@@ -78,6 +78,11 @@ def write_model(folder: Path, size: str = "134m", device: str = "cpu") -> BenchM
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
     )
+
+
+def write_model(folder: Path, size: str = "134m", device: str = "cpu") -> BenchModel:
+    """A seeded model in bfloat16 with small random weights, one file a block."""
+    config = config_of(size)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -92,4 +97,4 @@ def write_model(folder: Path, size: str = "134m", device: str = "cpu") -> BenchM
         shards.setdefault(part, {})[name] = made.to(torch.bfloat16).cpu().contiguous()
     for part, tensors in shards.items():
         save_file(tensors, folder / f"model-{part}.safetensors", metadata={"format": "pt"})
-    return BenchModel(folder, d_model, blocks)
+    return BenchModel(folder, config.hidden_size, config.num_hidden_layers)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from monitor import estimate
 from monitor.attach import check_model, make_plan
 from monitor.client import Server
 from monitor.config import load_settings
@@ -43,10 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key", default=os.environ.get("VLLM_API_KEY"), help="key of a server with --api-key"
     )
+    parser.add_argument(
+        "--estimate",
+        type=Path,
+        metavar="MODEL",
+        help="print what the probes would cost on this model (a folder or config.json), and check nothing",
+    )
+    estimate.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the findings; status 1 if any check failed."""
+    if args.estimate:
+        return estimate.main(args)
     findings = [*local_findings(args.model), *(server_findings(args.url, args.api_key) if args.url else ())]
     table = Table("", "check", "found", "remedy", title="probewatch doctor", title_justify="left")
     for finding in findings:

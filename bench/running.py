@@ -1,0 +1,95 @@
+"""An arm's engine, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from bench.arms import Arm
+from bench.model import BenchModel
+from bench.workload import Workload
+
+
+class Running:
+    """The process, and the lines that go in and out."""
+
+    def __init__(self, arm: Arm, process: subprocess.Popen[str]) -> None:
+        self.arm = arm
+        self.process = process
+
+    def __enter__(self) -> Running:
+        self.answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """At once."""
+        self.process.kill()
+        self.process.wait()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Writes one line to the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer; ends the benchmark if the engine died."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(
+                f"the {self.arm.name!r} engine ended with status {self.process.wait()}; see --log"
+            )
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def round(self, load: Workload, seed: int) -> dict[str, float]:
+        """What one round measures. Ends the benchmark unless an arm with probes scored every token and others none."""
+        self.send({"load": astuple(load), "seed": seed})
+        result = self.answer()
+        coverage = result.pop("coverage")
+        if coverage != (1.0 if self.arm.probes else None):
+            raise SystemExit(
+                f"the {self.arm.name!r} arm has coverage {coverage}; it would compare the wrong things"
+            )
+        return result
+
+
+def environment(in_process: bool) -> dict[str, str]:
+    """The arms differ by what the arm sets and by nothing that the caller's shell happens to hold."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
+    }
+    return {
+        **inherited,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
+        "VLLM_USE_AOT_COMPILE": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+
+
+def started(
+    arm: Arm, model: BenchModel, folder: Path, engine: dict[str, Any], log: Path, env: Mapping[str, str]
+) -> Running:
+    """An engine that is on its way up; its first ``answer`` says that it is there."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.arm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env={**env, **arm.environment(model, folder)},
+        )
+    running = Running(arm, process)
+    running.send({"model": str(model.folder), "engine": engine, "steered": arm.steered})
+    return running
