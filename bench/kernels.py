@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from bench.points import TapPoint
-from monitor.kernels.pack import take
+from monitor.kernels.pack import Packer
 from monitor.kernels.score import plan, score
 from monitor.seam.tap import WIDEST_KERNEL, _tap
 
@@ -65,7 +65,7 @@ def main() -> None:
     print("\n| taking a step: layers x rows x columns | torch, us | Triton, us |\n|---|---|---|")
     for layers, rows, columns in ((3, 1, 16), (3, 256, 16), (1, 256, 1000)):
         scores = torch.randn(layers, 8192, columns, device="cuda")
-        norms = torch.zeros(layers, 0, device="cuda")
+        packer = Packer(scores, torch.zeros(layers, 0, device="cuda"))
         settled = {
             "positions": torch.zeros(rows, dtype=torch.int64, device="cuda"),
             "slots": torch.zeros(rows, dtype=torch.int64, device="cuda"),
@@ -77,7 +77,7 @@ def main() -> None:
                 one.clone()
             scores.fill_(0)  # noqa: B023
 
-        both = microseconds(by_clones), microseconds(lambda: take(scores, norms, settled, rows, rows))  # noqa: B023
+        both = microseconds(by_clones), microseconds(lambda: packer.take(settled, rows, rows, columns))  # noqa: B023
         print(f"| {layers} x {rows} x {columns} | {both[0]:.1f} | {both[1]:.1f} |", flush=True)
     if args.write:
         from bench.fit import keep_taps

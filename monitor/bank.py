@@ -100,6 +100,8 @@ class ProbeBank:
             seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
         self.seats = tuple(seats)
         widest = max((seat.columns.stop for seat in seats), default=0)
+        self.used_columns = max(widest, 1)
+        """Columns of the taps, from the first, that hold what probes read; the rest need not travel."""
         self.capacity = max(widest, capacity) if before is None else before.capacity
         self.state_columns = max((seat.states.stop for seat in seats), default=0)
         self._gaps = self.state_columns > sum(seat.states.stop - seat.states.start for seat in seats)

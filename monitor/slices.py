@@ -57,8 +57,10 @@ def assemble(
 
     ``states [T, K]`` are the step's own; ``history[r]`` those of request ``r`` from before the step.
     """
-    if len(states) == len(counts) and bool(((counts == 1) & (starts == view.first_position)).all()):
-        return states  # most steps only decode
+    if len(states) == counts.sum() and bool(
+        ((counts == np.diff(view.query_start_loc)) & (starts == view.first_position)).all()
+    ):
+        return states  # most steps only decode, or read whole prompts
     before = np.minimum(
         np.maximum(view.first_position - starts, 0), counts
     )  # due rows that the step did not compute

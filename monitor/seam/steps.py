@@ -117,7 +117,9 @@ class StepReader:
             )
         steered = self._steerer.last if self._steerer is not None else None
         fired = {} if self._steerer is None or steered is None else self._steerer.fired(capture.rows)
-        transfer = self.buffers.send(capture.rows, capture.written, {**capture.device, **fired})
+        transfer = self.buffers.send(
+            capture.rows, capture.written, {**capture.device, **fired}, self.bank.used_columns
+        )
         copies, self._copies = self._copies, []
         fresh, self._fresh = self._fresh, []
         finished, self._finished = self._finished, []

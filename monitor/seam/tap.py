@@ -12,7 +12,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,9 +22,14 @@ from monitor.residual import ResidualRule, residual_stream
 from monitor.seam.transfer import Transfer
 from monitor.unscored import Reason, nan_for
 
+if TYPE_CHECKING:
+    from monitor.kernels.pack import Packer
+
 SCHEMA = 3
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
+SETTLED = frozenset(("positions", "slots", "starts"))
+"""What the monitor's own kernel takes along, by name."""
 WIDEST_KERNEL = 64
 """Columns up to which the monitor's own kernel multiplies."""
 _libraries: list[torch.library.Library] = []
@@ -127,23 +132,29 @@ class TapBuffers:
             {"scores": self.scores.numpy(), "squared_norms": self.squared_norms.numpy()} if on_host else {}
         )
         """The same memory, where the host sees it: NumPy takes a part of it in a fraction of torch's time."""
+        self._packer: Packer | None = None
+        if not on_host and has_triton():
+            from monitor.kernels.pack import Packer
 
-    def send(self, rows: int, written: int | None, beside: Mapping[str, Tensor]) -> Transfer:
-        """The first ``rows``, and ``beside``, on their way to the host; what the step has written (None: any row) is
-        marked as unwritten. Nothing waits for the device."""
+            self._packer = Packer(self.scores, self.squared_norms)
+
+    def send(
+        self, rows: int, written: int | None, beside: Mapping[str, Tensor], used: int | None = None
+    ) -> Transfer:
+        """The first ``rows`` and the first ``used`` columns (None: all), and ``beside``, on their way to the host; what
+        the step has written (None: any row) is marked as unwritten. Nothing waits for the device."""
         if self.on_host:
-            transfer = Transfer({**self.read(rows), **beside})
+            transfer = Transfer({**self.read(rows, used), **beside})
             self.silence(rows)
             return transfer
-        if has_triton():
-            from monitor.kernels.pack import fits, take
-
-            if fits(beside):
-                written = self.scores.shape[1] if written is None else written
-                packed, layout = take(self.scores, self.squared_norms, beside, rows, written)
-                others = {name: one for name, one in beside.items() if name not in layout.parts}
-                return Transfer(others, packed, layout.split)
-        transfer = Transfer({**self.read(rows), **beside})
+        if self._packer is not None and (not beside or beside.keys() >= SETTLED):
+            room, columns = self.scores.shape[1:]
+            packed, layout = self._packer.take(
+                beside, rows, room if written is None else written, columns if used is None else used
+            )
+            others = {name: beside[name] for name in beside.keys() - SETTLED}
+            return Transfer(others, packed, layout.split)
+        transfer = Transfer({**self.read(rows, used), **beside})
         self.silence(written)  # a graph also writes padding rows, which a later step must not find there
         return transfer
 
@@ -170,12 +181,12 @@ class TapBuffers:
         scores: Any = self._host.get("scores", self.scores)
         scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
 
-    def read(self, rows: int) -> dict[str, Any]:
-        """Views ``scores [L, rows, C]`` and, where a probe asks for them, ``squared_norms [L, rows]``: arrays where the
-        host sees the memory, else tensors."""
+    def read(self, rows: int, used: int | None = None) -> dict[str, Any]:
+        """Views ``scores [L, rows, used]`` and, where a probe asks for them, ``squared_norms [L, rows]``: arrays where
+        the host sees the memory, else tensors."""
         everywhere: dict[str, Any] = {"scores": self.scores, "squared_norms": self.squared_norms}
         held = self._host or everywhere
-        found = {"scores": held["scores"][:, :rows]}
+        found = {"scores": held["scores"][:, :rows, :used]}
         if self.squared_norms.shape[1]:
             found["squared_norms"] = held["squared_norms"][:, :rows]
         return found

@@ -42,21 +42,22 @@ def capture(runner: Any, group: int) -> Capture:
     n, rows = int(batch.num_reqs), int(batch.num_tokens)
     state_rows = batch.idx_mapping_np[:n]
     tables = runner.block_tables
+    # vLLM makes these arrays anew for every step.
     prompt = runner.req_states.prompt_len.np[state_rows].astype(np.int64)
     # The prompt, and after a preemption the outputs so far as well.
-    prefill = batch.prefill_len_np[:n].astype(np.int64)
+    prefill = batch.prefill_len_np[:n]
     # Exact while a prompt is read; later an upper bound, because drafts may be rejected.
-    computed = batch.num_computed_tokens_np[:n].astype(np.int64)
-    scheduled = batch.num_scheduled_tokens[:n]
-    completing = np.flatnonzero(
-        (prefill == prompt) & (computed > 0) & (computed < prefill) & (computed + scheduled >= prefill)
-    )
+    computed = batch.num_computed_tokens_np[:n]
     device = {
         "starts": batch.query_start_loc[: n + 1],
         "positions": batch.positions[:rows],
         "slots": tables.slot_mappings[group, :rows],
     }
     block_size = int(tables.block_sizes[group])
+    completing = np.flatnonzero((computed < prefill) & (computed > 0))
+    if len(completing):
+        scheduled = batch.num_scheduled_tokens[:n]
+        completing = completing[((prefill == prompt) & (computed + scheduled >= prefill))[completing]]
     if len(completing):
         width = -(-int(computed[completing].max()) // block_size)
         table = tables.block_tables[group].gpu
@@ -77,7 +78,7 @@ def capture(runner: Any, group: int) -> Capture:
             first_position=first,
             prompt_tokens=prompt,
             known_tokens=np.where(first >= prefill, first + 1, prefill),
-            slots=arrays["slots"].astype(np.int64),
+            slots=arrays["slots"],
             history={
                 int(r): slots_at(
                     arrays["blocks"], block_size, np.full(computed[r], i), np.arange(computed[r])

@@ -19,6 +19,7 @@ from monitor.seam import steer, supported, view_v1, view_v2
 from monitor.seam.canary import dummy_runs, is_read
 from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.layers import decoder_blocks, is_here
+from monitor.seam.patching import wrap
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
@@ -32,6 +33,9 @@ from probes import ProbeError
 from probes.identity import adapter_digest
 
 logger = logging.getLogger("probewatch")
+
+LARGEST_SLOT = 2**31 - 1
+"""From a GPU, slots travel as 32-bit integers."""
 
 
 class WorkerMonitor:
@@ -187,6 +191,10 @@ class WorkerMonitor:
         group = full_attention_group(kv_cache_config)
         block_tokens = int(kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size)
         slots = kv_cache_config.num_blocks * block_tokens
+        if slots > LARGEST_SLOT:
+            raise CompatibilityError(
+                f"the KV cache has {slots} slots, the monitor follows at most {LARGEST_SLOT}; shrink the KV cache"
+            )
         room = max(self.bank.state_columns, self.bank.capacity)  # for probes that come later
         store = ScoreStore(slots, room, self.plan.score_store_mib)
         logger.info(
@@ -270,17 +278,12 @@ class WorkerMonitor:
         step = self.reader.take() if self.reader is not None else None
         if step is None:
             return
-        fetch = getattr(output, "get_output", None)
-        if fetch is None:
+        if not hasattr(output, "get_output"):
             self._complete(step, output)
             return
-
-        def get_output() -> Any:
-            fetched = fetch()
-            self._complete(step, fetched)
-            return fetched
-
-        output.get_output = get_output
+        # On the object only data: a function that holds it would be a cycle, and keep the step until it is collected.
+        wrap_fetch(type(output))
+        setattr(output, CARRIER, (self, step))
 
     def _complete(self, step: Step, output: Any) -> None:
         assert self.reader is not None
@@ -324,6 +327,21 @@ class WorkerMonitor:
             "errors": self._errors,
             "last_error": self._last_error,
         }
+
+
+def wrap_fetch(output_class: type) -> None:
+    """Wraps the ``get_output`` of outputs that vLLM fetches later, in the order of the steps."""
+
+    def get_output(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        fetched = original(self, *args, **kwargs)
+        due: tuple[WorkerMonitor, Step] | None = vars(self).pop(CARRIER, None)
+        if due is not None:
+            monitor, step = due
+            monitor._complete(step, fetched)
+        return fetched
+
+    owner = next(one for one in output_class.__mro__ if "get_output" in vars(one))
+    wrap(owner, "get_output", get_output)
 
 
 def full_attention_group(kv_cache_config: Any) -> int:

@@ -68,6 +68,17 @@ def write_taps(buffers: TapBuffers, bank: ProbeBank, states: FloatArray) -> None
             scores[1, :n, column] = values - part
 
 
+class Promise:
+    """An output that vLLM fetches later, like its ``AsyncOutput``."""
+
+    def __init__(self, fetch: Callable[[], Any]) -> None:
+        self.fetch = fetch
+
+    def get_output(self) -> Any:
+        """What vLLM calls, in the order of the steps."""
+        return self.fetch()
+
+
 class FailingRules(AdapterRules):
     """Fails while ``at_work``: in the middle of a step's filing."""
 
@@ -270,7 +281,7 @@ class FakeServer:
             return lambda: output
         if fault == "disordered":
             output = disordered(output)
-        promise = SimpleNamespace(get_output=lambda: output)
+        promise = Promise(lambda: output)
         if self.engine.depth > 1:
             self.monitor.after_sampling(promise)  # puts itself in the place of the method
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from monitor.seam.worker import WorkerMonitor
 from monitor.store import ScoreStore
 from monitor.unscored import Reason, reasons
 from monitor.wire import CARRIER
-from tests.unit.monitor_fake_server import FailingRules
+from tests.unit.monitor_fake_server import FailingRules, Promise
 from tests.unit.monitor_fakes import alerting, make_bank
 
 BLOCK = 4
@@ -168,7 +170,7 @@ def test_scores_that_arrive_with_the_output_ride_on_it_and_not_before() -> None:
     turn = Turn("a", 2, 0, 3, 3, 3, score=4.0)
     turn.forward(monitor)
     output = turn.output
-    promise = SimpleNamespace(get_output=lambda: output)
+    promise = Promise(lambda: output)
     monitor.after_sampling(promise)
     assert carried(output) is None
     assert promise.get_output() is output
@@ -177,13 +179,29 @@ def test_scores_that_arrive_with_the_output_ride_on_it_and_not_before() -> None:
     assert found.states[:, 0] == pytest.approx([4.0 + bias(monitor)] * 3)
 
 
+def test_a_step_that_was_fetched_is_free_without_a_collection() -> None:
+    monitor = make_monitor()
+    turn = Turn("a", 2, 0, 3, 3, 3)
+    turn.forward(monitor)
+    promise = Promise(lambda output=turn.output: output)  # type: ignore[misc]
+    monitor.after_sampling(promise)
+    promise.get_output()
+    held = weakref.ref(promise)
+    gc.disable()
+    try:
+        del promise
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 def test_outputs_fetched_after_later_steps_have_the_scores_of_their_own() -> None:
     monitor = make_monitor()
     turns = [Turn("a", 2, 0, 3, 3, 3, score=1.0), Turn("a", 2, 3, 1, 3, 4, score=2.0)]
     promises = []
     for turn in turns:
         turn.forward(monitor)
-        promise = SimpleNamespace(get_output=lambda output=turn.output: output)
+        promise = Promise(lambda output=turn.output: output)
         monitor.after_sampling(promise)
         promises.append(promise)
     found = [carried(promise.get_output()) for promise in promises]
@@ -200,7 +218,7 @@ def test_an_error_of_vllm_in_fetching_is_vllms_own() -> None:
     def fails() -> Any:
         raise RuntimeError("device lost")
 
-    promise = SimpleNamespace(get_output=fails)
+    promise = Promise(fails)
     monitor.after_sampling(promise)
     with pytest.raises(RuntimeError, match="device lost"):
         promise.get_output()
@@ -211,7 +229,7 @@ def test_an_output_in_another_order_is_not_believed_and_reaches_vllm_all_the_sam
     turn = Turn("a", 2, 0, 3, 3, 3)
     turn.forward(monitor)
     other = SimpleNamespace(req_ids=["b"], sampled_token_ids=[[9]])
-    promise = SimpleNamespace(get_output=lambda: other)
+    promise = Promise(lambda: other)
     monitor.after_sampling(promise)
     assert promise.get_output() is other
     assert carried(other) is None
@@ -223,7 +241,7 @@ def test_a_step_in_flight_does_not_bring_back_the_slots_that_a_lost_one_took_ove
     monitor = make_monitor()
     past_its_end = Turn("ended", 2, 0, 4, 4, 4, score=7.0)
     past_its_end.forward(monitor)
-    promise = SimpleNamespace(get_output=lambda: past_its_end.output)
+    promise = Promise(lambda: past_its_end.output)
     monitor.after_sampling(promise)
     run(monitor, "a", 2, 0, 2, 4, 4, broken=True)  # has been given the block; its scores are lost
     promise.get_output()  # only now are the scores of the step before filed
@@ -235,7 +253,7 @@ def test_a_step_in_flight_does_not_bring_back_the_slots_that_a_lost_one_took_ove
 def test_a_step_that_fails_in_the_output_thread_leaves_the_one_that_is_being_sampled_alone() -> None:
     monitor = make_monitor()
     Turn("a", 2, 0, 3, 3, 3, score=1.0).forward(monitor)
-    promise = SimpleNamespace(get_output=lambda: SimpleNamespace(req_ids=["b"], sampled_token_ids=[[9]]))
+    promise = Promise(lambda: SimpleNamespace(req_ids=["b"], sampled_token_ids=[[9]]))
     monitor.after_sampling(promise)
     later = Turn("a", 2, 3, 1, 3, 4, score=2.0)
     later.forward(monitor)
