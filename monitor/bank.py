@@ -222,7 +222,7 @@ def _identity(probe: Probe) -> tuple[str, str]:
     return probe.manifest.name, probe.manifest.tensors_sha256
 
 
-def _selection(indices: list[int]) -> Selection:
+def selection(indices: list[int]) -> Selection:
     """Evenly spaced indices as a slice, which numpy reads several times faster than a list."""
     steps = set(np.diff(indices).tolist()) or {1}
     if len(steps) > 1:
@@ -239,8 +239,8 @@ def _groups(seats: Sequence[Seat]) -> list[_AffineGroup]:
     return [
         _AffineGroup(
             rows,
-            _selection([seat.columns.start for seat in group]),
-            _selection([seat.states.start for seat in group]),
+            selection([seat.columns.start for seat in group]),
+            selection([seat.states.start for seat in group]),
             np.array([seat.bias for seat in group], np.float32),
         )
         for rows, group in by_layers.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -104,8 +105,7 @@ class StepScores:
         return replace(self, errors=errors)
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeVerdict:
+class ProbeVerdict(NamedTuple):
     """What one probe says about one finished sequence."""
 
     score: float | None

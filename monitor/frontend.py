@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Running:
     choice: int
     prompt_tokens: int
     prompt_ids: Sequence[int] | None
-    output_ids: list[int] = field(default_factory=list)
+    output_ids: array[int] = field(default_factory=lambda: array("i"))
     bank: ProbeBank | None = None
     """What it is judged by, from its first output to its end."""
     states: bytearray = field(default_factory=bytearray)
@@ -221,7 +222,9 @@ class Frontend:
         ids = (
             None
             if running.prompt_ids is None
-            else np.array([*running.prompt_ids, *running.output_ids], np.int32)
+            else np.concatenate(
+                [np.asarray(part, np.int32) for part in (running.prompt_ids, running.output_ids)]
+            )
         )
         record = Record(
             response_id=running.response_id,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from monitor.bank import ProbeBank, Seat
+from monitor.bank import ProbeBank, Seat, Selection, selection
 from monitor.events import FloatArray, ProbeVerdict
 from monitor.verdict import judge
 from probes.manifest import TokenMask
-from probes.masks import mask
+from probes.masks import span
 
 TOGETHER = ("mean", "max", "last")
 """Methods of one number a token whose running values need no loop over tokens."""
@@ -26,7 +26,7 @@ class _Bench:
     """Probes with one mask, aggregation and statistic."""
 
     names: tuple[str, ...]
-    columns: npt.NDArray[np.intp]
+    columns: Selection
     thresholds: npt.NDArray[np.float64]
     """Infinite without one."""
     token_mask: TokenMask
@@ -66,10 +66,13 @@ class Jury:
         found: dict[str, ProbeVerdict] = {}
         alone = list(self._alone)
         for bench, seats in self._benches:
-            inside = np.flatnonzero(mask(np.arange(len(states)), prompt_tokens, bench.token_mask))
-            own = states[np.ix_(inside, bench.columns)]
+            inside = span(len(states), prompt_tokens, bench.token_mask)
+            if inside is None:
+                alone += seats
+                continue
+            own = states[inside, bench.columns]
             if len(own) and np.isfinite(own).all():
-                found.update(_verdicts(bench, own, inside))
+                found.update(_verdicts(bench, own, inside.start))
             else:
                 alone += seats
         for seat in alone:
@@ -82,7 +85,7 @@ def _bench(seats: list[Seat]) -> _Bench:
     first = manifests[0]
     return _Bench(
         names=tuple(m.name for m in manifests),
-        columns=np.array([seat.states.start for seat in seats], np.intp),
+        columns=selection([seat.states.start for seat in seats]),
         thresholds=np.array([math.inf if m.threshold is None else m.threshold for m in manifests]),
         token_mask=first.token_mask,
         method=first.aggregation.method,
@@ -90,11 +93,11 @@ def _bench(seats: list[Seat]) -> _Bench:
     )
 
 
-def _verdicts(bench: _Bench, own: FloatArray, positions: npt.NDArray[np.intp]) -> dict[str, ProbeVerdict]:
-    """``own [n, P]``: finite scores of the in-mask tokens, which stand at ``positions [n]``."""
+def _verdicts(bench: _Bench, own: FloatArray, first: int) -> dict[str, ProbeVerdict]:
+    """``own [n, P]``: finite scores of the in-mask tokens, which stand at positions ``first`` and on."""
     scores = _statistics(bench, own.astype(np.float64))
     flagged = scores > bench.thresholds
-    peaks = positions[own.argmax(axis=0)]
+    peaks = own.argmax(axis=0) + first
     columns = (bench.names, scores.tolist(), bench.thresholds.tolist(), flagged.tolist(), peaks.tolist())
     n = len(own)
     return {

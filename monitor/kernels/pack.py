@@ -91,7 +91,9 @@ class Layout:
         """The parts of ``words`` as arrays on the same memory."""
         layers, rows = self.layers, self.rows
         at = layers * rows * self.columns
-        found = {"scores": words[:at].view(np.float32).reshape(layers, rows, self.columns)}
+        found: dict[str, np.ndarray[Any, Any]] = {
+            "scores": words[:at].view(np.float32).reshape(layers, rows, self.columns)
+        }
         if self.norms:
             found["squared_norms"] = words[at : at + layers * rows].view(np.float32).reshape(layers, rows)
             at += layers * rows

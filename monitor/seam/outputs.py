@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ def begin(request: Any) -> Running:
         group=place.group,
         choice=choice,
         prompt_tokens=request.prompt_len,
-        prompt_ids=None if ids is None else tuple(ids),
+        prompt_ids=None if ids is None else array("i", ids),
     )
 
 

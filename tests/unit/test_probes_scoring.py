@@ -13,7 +13,7 @@ import probes
 from probes.aggregation import RULES
 from probes.kinds import fold_scaling
 from probes.manifest import Aggregation, TokenMask
-from probes.masks import mask
+from probes.masks import mask, span
 from probes.method import PARAMETERS
 from probes.testing import fake_aggregation, write_artifact
 from tests.unit import nursery
@@ -262,6 +262,33 @@ def test_mask_cases(token_mask: TokenMask, expected: str) -> None:
     assert found.dtype == np.bool_
     assert "".join("01"[int(x)] for x in found) == expected
     assert [bool(mask([p], 4, token_mask)[0]) for p in range(7)] == found.tolist()
+
+
+@given(
+    length=st.integers(0, 9),
+    prompt=st.integers(0, 9),
+    token_mask=st.builds(
+        lambda prompt, k, generated, skipped: TokenMask(
+            prompt=prompt,
+            last_k=k if prompt == "last_k" else None,
+            generated=generated or prompt == "none",
+            skip_positions=tuple(skipped),
+        ),
+        st.sampled_from(["none", "all", "last_k"]),
+        st.integers(1, 5),
+        st.booleans(),
+        st.lists(st.integers(0, 9), max_size=3, unique=True),
+    ),
+)
+def test_a_span_is_what_the_mask_counts_or_owns_that_it_is_in_pieces(
+    length: int, prompt: int, token_mask: TokenMask
+) -> None:
+    counted = np.flatnonzero(mask(np.arange(length), prompt, token_mask)).tolist()
+    found = span(length, prompt, token_mask)
+    if found is not None:
+        assert list(range(length))[found] == counted
+    else:
+        assert token_mask.skip_positions
 
 
 def test_mask_of_a_batch_takes_a_prompt_length_for_each_row() -> None:
