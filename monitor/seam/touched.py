@@ -207,10 +207,10 @@ _IN_THE_WORKER = (
         "what was sampled, in which order",
     ),
     Touched(
-        "shadows",
+        "wraps",
         "vllm.v1.outputs:AsyncModelRunnerOutput.get_output",
         "",
-        "scores are ready when vLLM fetches the output",
+        "scores are ready when vLLM fetches the output; in the class of the runner's outputs",
         exact=True,
     ),
     Touched(
