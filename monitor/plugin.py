@@ -1,15 +1,14 @@
 """Entry points that vLLM calls. Nothing here can fail to import, and nothing is loaded unless configured.
 
 vLLM swallows errors raised while a plugin is imported and propagates those raised by the function itself:
-so this module imports only the standard library, and ``register`` raises.
+so this module imports only the standard library, as little of it as can be (every process of vLLM loads it, on every
+server beside which it is installed), and ``register`` raises.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-from typing import Any
 
 _ASKED_FOR = ("PROBEWATCH_PROBES", "PROBEWATCH_TAP_LAYERS", "PROBEWATCH_VECTORS", "PROBEWATCH_CONFIG")
 
@@ -19,10 +18,16 @@ def is_configured() -> bool:
     return any(os.environ.get(name) for name in _ASKED_FOR)
 
 
+def _is_child() -> bool:
+    """Whether ``multiprocessing`` started this process. One that it started has loaded it."""
+    loaded = sys.modules.get("multiprocessing.process")
+    return loaded is not None and loaded.parent_process() is not None
+
+
 def _warn_of_stray_settings() -> None:
     """A misspelt PROBEWATCH_PROBES would otherwise serve unmonitored without a word."""
     stray = sorted(name for name in os.environ if name.startswith("PROBEWATCH_"))
-    if stray and multiprocessing.parent_process() is None:
+    if stray and not _is_child():
         asked = ", ".join(_ASKED_FOR)
         print(f"probewatch: {', '.join(stray)} set, but none of {asked}: not monitoring", file=sys.stderr)
 
@@ -43,7 +48,7 @@ def register() -> None:
     from monitor.refusal import file_reason, print_at_exit
     from monitor.seam.engine import install
 
-    if multiprocessing.parent_process() is None:
+    if not _is_child():
         print_at_exit()
     try:
         settings = load_settings()
@@ -59,7 +64,7 @@ def register() -> None:
         raise
 
 
-def endpoint_plugin() -> Any:
+def endpoint_plugin() -> object:
     """``vllm.endpoint_plugins``: called in API servers whose VLLM_PLUGINS names ``probewatch``."""
     from monitor.seam.endpoint import ProbewatchEndpoint
 

@@ -16,7 +16,17 @@ from monitor import plugin
 from monitor.errors import AttachError, ConfigurationError
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "vllm", "pydantic", "numpy", "yaml", "prometheus_client", "fastapi", "safetensors")
+HEAVY = (
+    "multiprocessing",
+    "torch",
+    "vllm",
+    "pydantic",
+    "numpy",
+    "yaml",
+    "prometheus_client",
+    "fastapi",
+    "safetensors",
+)
 INERT = f"""
 import json, sys, time
 before = set(sys.modules)
@@ -47,6 +57,18 @@ def test_unconfigured_it_loads_nothing_and_takes_no_time() -> None:
     assert all(run["heavy"] == [] for run in runs)
     assert not runs[0]["configured"]
     assert min(run["seconds"] for run in runs) < 0.05
+
+
+def test_a_stray_setting_is_told_once_and_not_by_children() -> None:
+    code = (
+        "import multiprocessing as m; from monitor import plugin; plugin.register(); "
+        "child = m.get_context('spawn').Process(target=plugin.register); child.start(); child.join()"
+    )
+    environment = {**os.environ, "PROBEWATCH_EXPOSE": "verdict"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("PROBEWATCH_EXPOSE set, but none of") == 1
 
 
 @pytest.mark.parametrize("name", ["PROBES", "TAP_LAYERS", "VECTORS", "CONFIG"])
