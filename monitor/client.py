@@ -15,8 +15,8 @@ ADMIN_HEADER = "X-Probewatch-Admin-Key"
 API_KEY_VARIABLE = "VLLM_API_KEY"
 ADMIN_KEY_VARIABLE = "PROBEWATCH_ADMIN_KEY"
 TIMEOUT_SECONDS = 10.0
-CHANGE_SECONDS = 120.0
-"""A change waits for all workers and API servers."""
+CHANGE_SECONDS = 150.0
+"""A change waits for all workers and API servers, words wait for a replay."""
 
 
 class ServerAway(ServerError):
@@ -67,6 +67,14 @@ class Server:
         reply = self._get(f"/v1/probewatch/requests/{quote(response_id, safe='')}")
         if reply.status_code == 404:
             raise UnknownRequest(_reason(reply))
+        return _object(self._checked(reply))
+
+    def words(self, response_id: str, choice: int, probe: str) -> dict[str, Any]:
+        """``GET /v1/probewatch/words``: logit-lens words at the peak of a probe; the server takes seconds."""
+        asked = urlencode({"id": response_id, "choice": choice, "probe": probe})
+        reply = self._ask("GET", f"/v1/probewatch/words?{asked}", timeout=CHANGE_SECONDS)
+        if reply.status_code in (404, 409, 429):
+            raise ServerError(_reason(reply))
         return _object(self._checked(reply))
 
     def scores(self, probe: str, since: str, until: str) -> dict[str, Any]:

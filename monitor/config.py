@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     """The file that keeps evidence; ``off`` keeps nothing on disk (default: below the user's state folder)."""
     store_text: bool = False
     """Whether prompt and answer text, and their token ids, may be stored on disk."""
+    words_mib: int = Field(default=4096, ge=0)
+    """Largest checkpoint, in MiB, that the evidence page may have replayed on the host's processor for logit-lens
+    words; 0 replays nothing."""
     evidence_days: int = Field(default=30, ge=1, le=36500)
     """How long evidence stays on disk, in days."""
     evidence_mib: int = Field(default=1024, ge=1)

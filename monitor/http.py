@@ -27,6 +27,7 @@ from monitor.response_ids import known_as
 from monitor.score_routes import add_score_routes
 from monitor.server_state import HttpState
 from monitor.verdict import FLAGGED, worst
+from monitor.word_routes import add_word_routes
 
 
 def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRouter:
@@ -74,20 +75,11 @@ def make_router(state: Callable[[], HttpState], lifespan: Any = None) -> APIRout
     # `:path`, because a client that chooses its id may put a slash into it, and must not hide its evidence so.
     @router.get("/requests/{response_id:path}", dependencies=[Depends(evidence_allowed)])
     async def one(response_id: str, choice: int | None = None) -> Response:
-        current, response_id = state(), known_as(response_id)
-        found = [a for a in await everywhere(current, {"request": response_id, "choice": choice}) if a]
-        if worst([answer["verdict"] for answer in found]) != FLAGGED:  # else nothing on disk is worse
-            found += await on_disk(current, response_id, choice, needed=not found)
-        if not found:
-            kept = f"the last {current.settings.recent_requests} are"
-            if current.evidence is not None:
-                kept += f", and on disk those of {current.settings.evidence_days} days"
-            raise HTTPException(404, f"no finished request {response_id!r} is remembered; {kept}")
-        severest = worst([answer["verdict"] for answer in found])
-        chosen = next(answer for answer in found if answer["verdict"] == severest)
-        return Response(json.dumps(chosen), media_type="application/json")
+        found = await finished(state(), response_id, choice)
+        return Response(json.dumps(found), media_type="application/json")
 
     add_alert_routes(router, evidence_allowed, lambda: state().alerts, lambda: state().feed)
+    add_word_routes(router, evidence_allowed, state, lambda name, i: finished(state(), name, i))
     add_score_routes(router, admin_only, lambda: state().engines, lambda: state().evidence)
     return router
 
@@ -180,6 +172,21 @@ async def everywhere(state: HttpState, question: dict[str, Any]) -> list[Any]:
     """The answers of this API server and of its peers."""
     own = await answer(state, question)
     return [own, *(await state.peers.ask(question) if state.peers is not None else [])]
+
+
+async def finished(state: HttpState, response_id: str, choice: int | None) -> dict[str, Any]:
+    """The response with that id, wherever it is known; the worst where it came several times. Raises 404 or 503."""
+    response_id = known_as(response_id)
+    found = [a for a in await everywhere(state, {"request": response_id, "choice": choice}) if a]
+    if worst([answer["verdict"] for answer in found]) != FLAGGED:  # else nothing on disk is worse
+        found += await on_disk(state, response_id, choice, needed=not found)
+    if not found:
+        kept = f"the last {state.settings.recent_requests} are"
+        if state.evidence is not None:
+            kept += f", and on disk those of {state.settings.evidence_days} days"
+        raise HTTPException(404, f"no finished request {response_id!r} is remembered; {kept}")
+    severest = worst([answer["verdict"] for answer in found])
+    return dict(next(answer for answer in found if answer["verdict"] == severest))
 
 
 async def on_disk(

@@ -22,6 +22,7 @@ from monitor.frontend import Frontend, Listener
 from monitor.otlp import open_otlp
 from monitor.peers import Peers
 from monitor.push import make_postmen
+from monitor.words import Words
 
 
 class Sink(Protocol):
@@ -53,6 +54,8 @@ class HttpState:
     """None where nothing is kept on disk."""
     audit: AuditLog | None = None
     """None where nothing is audited."""
+    words: Words | None = None
+    """None where no generation can be replayed."""
     sinks: list[Sink] = field(default_factory=list)
     """Whatever else hears of every verdict and writes or sends in the background."""
     closing: Callable[[], bool] = lambda: False

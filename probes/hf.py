@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,36 @@ def load(model_dir: Path, *, dtype: torch.dtype = torch.float32, device: str = "
     with _readable(model_dir), _quiet():
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True)
     return LoadedModel(model.to(device).eval(), chats.tokenizer, chats.identity)
+
+
+def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
+    """Embedding, the first `n_blocks` blocks, final norm and unembedding, in the checkpoint's own dtype on the CPU.
+
+    Whatever lies deeper is not read. `BindingError` as `load`, for a model that is fed more than text, and for one
+    whose weights are no safetensors.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    chats = load_tokenizer(model_dir)
+    with _readable(model_dir), _quiet():
+        config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        if config.get_text_config() is not config:
+            raise ValueError(f"{config.model_type} is fed more than text")
+        for name, types in vars(config).copy().items():
+            if name.endswith("layer_types") and isinstance(types, list):
+                setattr(config, name, types[:n_blocks])
+        config.num_hidden_layers = n_blocks
+        model, told = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            config=config,
+            dtype="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if told["missing_keys"]:
+            raise ValueError(f"{min(told['missing_keys'])} is not in its files")
+    return LoadedModel(model.eval(), chats.tokenizer, replace(chats.identity, n_layers=n_blocks))
 
 
 def load_tokenizer(model_dir: Path) -> ChatTokenizer:

@@ -21,12 +21,14 @@ from monitor.peers import Peers
 from monitor.push import public_url
 from monitor.records import RecentRecords
 from monitor.refusal import file_reason
+from monitor.replay import replay
 from monitor.seam.engine import accept_report
 from monitor.seam.outputs import OutputTap
 from monitor.seam.supported import runner_name, vllm_version
 from monitor.server_state import HttpState
 from monitor.ui.routes import make_page_router
 from monitor.wire import CARRIER
+from monitor.words import Words
 from probes import ProbeError
 from probes.identity import ModelIdentity, model_identity
 
@@ -106,6 +108,9 @@ class ProbewatchEndpoint:
             reports = await _ask_workers(engine_client, "probewatch_report")
             found.facts.update(accept_report(tap.engines, reports, tap.plan.refuse))
             found.control = _control(engine_client, tap, settings, found.peers)
+        config = engine_client.vllm_config.model_config
+        model_dir = functools.partial(local_model_dir, config.model, config.revision)
+        found.words = Words(model_dir, settings.words_mib, replay(found.closing))
         port = getattr(args, "port", 0)
         await asyncio.to_thread(found.keep_evidence, port)
         secure = bool(getattr(args, "ssl_certfile", None))

@@ -235,6 +235,27 @@ def test_the_webhook_gets_each_flagged_sequence_once_signed(flagged: World) -> N
     assert sum(outcomes.values()) == 2 * len(listed)
 
 
+def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flagged: World) -> None:
+    """In the words of a lie: what the model holds and does not say. A replay costs the engine nothing."""
+    server = flagged.server
+    before = {
+        name: server.metric(name) for name in ("vllm:prompt_tokens_total", "vllm:request_success_total")
+    }
+    alert = next(a for a in server.get("alerts", limit=1000) if a["probes"][0]["name"] == "deception")
+    found = server.get("words", id=alert["id"], probe="deception", choice=0)
+    body = server.get(f"requests/{alert['id']}")["probes"]["deception"]
+    assert found["position"] == body["peak_token"]
+    assert found["score"] == body["tokens"][found["position"]]["score"]
+    assert found["agrees"], (found["score"], found["replayed_score"])
+    layers = next(probe["layers"] for probe in server.get("probes") if probe["name"] == "deception")
+    assert [layer["layer"] for layer in found["layers"]] == layers
+    for layer in found["layers"]:
+        assert len(layer["words"]) == 5
+        assert all(word["token"].strip() for word in layer["words"][:1])
+        assert 0.1 < sum(word["probability"] for word in layer["words"]) <= 1.001
+    assert {name: server.metric(name) for name in before} == before
+
+
 def drift(world: World) -> dict[str, float]:
     """Both figures of the probe, by metric."""
     return {name: world.server.metric(name, probe=DRIFTING) for name in DRIFT}

@@ -11,6 +11,7 @@ export function readCase(body, facts = []) {
     model: body.model,
     verdict: body.verdict,
     finishedAt: body.finished_at ?? null,
+    words: body.words ?? {},
     sequences: choices.map((choice) => readSequence(choice, facts)),
   };
 }

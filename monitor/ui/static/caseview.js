@@ -4,10 +4,11 @@ import { chosenSequence } from "./case.js";
 import { copyButton, el } from "./dom.js";
 import { makeSequence } from "./sequence.js";
 import { moment, visible } from "./text.js";
+import { makeWords } from "./words.js";
 
 /** `wanted`: {choice, probe, token}, each may be missing. `moved`: told of every change of these three.
- * `actions`: further buttons of the head. */
-export function makeCase(found, wanted = {}, { moved = () => {}, actions = [] } = {}) {
+ * `actions`: further buttons of the head. `askWords`: see `makeWords`; null where nobody can be asked. */
+export function makeCase(found, wanted = {}, { moved = () => {}, actions = [], askWords = null } = {}) {
   const body = el("div", { class: "case-body" });
   const element = el(
     "article",
@@ -17,7 +18,8 @@ export function makeCase(found, wanted = {}, { moved = () => {}, actions = [] } 
   );
   let current = null;
   const show = (index, probe, token) => {
-    current = makeSequence(chosenSequence(found, index), { probe, token }, moved);
+    const words = makeWords(found.words, askWords);
+    current = makeSequence(chosenSequence(found, index), { probe, token }, moved, words);
     const tabs = found.sequences.length > 1 ? choiceTabs(found, current.sequence, (i) => show(i)) : null;
     body.replaceChildren(...[tabs, current.element].filter(Boolean));
     current.arrive();

@@ -23,13 +23,14 @@ export function makeReader(main, unlock) {
   let opened = null;
 
   function show(body, facts, wanted) {
+    body.words ??= {}; // what was asked for is exported, too
     const found = readCase(body, facts);
     const several = found.sequences.length > 1;
     const moved = (now) => {
       const place = { id: found.id, ...now, choice: several ? now.choice : null };
       history.replaceState(null, "", address(place));
     };
-    opened = makeCase(found, wanted, { moved, actions: actions(body, facts) });
+    opened = makeCase(found, wanted, { moved, actions: actions(body, facts), askWords: askWords(body.id) });
     document.title = `${found.verdict}: ${found.id}`;
     main.replaceChildren(back(), opened.element);
     opened.arrive();
@@ -65,6 +66,10 @@ function actions(body, facts) {
     copyButton("Copy link", () => location.href, { class: "small" }),
     el("button", { type: "button", class: "small", title, onclick: save }, "Export"),
   ];
+}
+
+function askWords(id) {
+  return (choice, probe) => get("words", { id, choice, probe });
 }
 
 function failed(error, wanted, unlock, route) {

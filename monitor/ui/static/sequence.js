@@ -9,8 +9,9 @@ import { card, jumps, legend } from "./probes.js";
 import { count, share } from "./text.js";
 import { makeTokens } from "./tokens.js";
 
-/** `wanted`: {probe, token}, each may be missing. `moved`: told of every change of choice, probe and token. */
-export function makeSequence(sequence, wanted, moved) {
+/** `wanted`: {probe, token}, each may be missing. `moved`: told of every change of choice, probe and token.
+ * `words`: of `makeWords`. */
+export function makeSequence(sequence, wanted, moved, words) {
   let probe = sequence.probes.find((one) => one.name === wanted.probe) ?? sequence.probes[0] ?? null;
   let pinned = sequence.tokens[wanted.token] ? wanted.token : null;
   const note = el("aside", { class: "inspector", "aria-live": "polite", "aria-label": "The token" });
@@ -37,6 +38,7 @@ export function makeSequence(sequence, wanted, moved) {
     chart.draw(sequence, probe);
     scale.replaceChildren(...legend(sequence, probe), jumps(sequence, keys));
     best.replaceChildren(...highest(sequence, probe, jump));
+    words.show(sequence, probe);
     tokens.paint(probe);
     look(pinned);
     moved({ choice: sequence.index, probe: probe.name, token: pinned });
@@ -58,6 +60,7 @@ export function makeSequence(sequence, wanted, moved) {
     a: () => jump(Math.min(sequence.prompt, sequence.tokens.length - 1)),
     n: () => jump(probe && nextAbove(probe, pinned ?? -1, 1)),
     N: () => jump(probe && nextAbove(probe, pinned ?? sequence.tokens.length, -1)),
+    w: () => words.ask(),
     "]": () => probe && turn(1),
     "[": () => probe && turn(-1),
   };
@@ -72,6 +75,7 @@ export function makeSequence(sequence, wanted, moved) {
     ? [
         chart.element,
         scale,
+        words.element,
         el("div", { class: "reading" }, tokens.element, el("div", { class: "side" }, note, best)),
       ]
     : [withoutTokens(sequence)];

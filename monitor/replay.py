@@ -1,0 +1,52 @@
+"""Asking ``probes.words``, a program of its own: a replay shares neither interpreter nor memory with serving."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from monitor.words import SECONDS, NoWords, Run
+
+
+def replay(closing: Callable[[], bool] = lambda: False) -> Run:
+    """Runs ``probes.words`` as a program. It sees no GPU and no key of ours. ``closing``: whether to give up."""
+
+    def run(question: dict[str, Any]) -> dict[str, Any]:
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PROBEWATCH_", "VLLM_"))
+        }
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "probes.words"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+        with child:
+            told = _awaited(child, json.dumps(question).encode(), closing)
+        return told
+
+    return run
+
+
+def _awaited(child: subprocess.Popen[bytes], question: bytes, closing: Callable[[], bool]) -> dict[str, Any]:
+    begun = time.monotonic()
+    given: bytes | None = question
+    while True:
+        try:
+            out, _ = child.communicate(given, timeout=0.5)
+            break
+        except subprocess.TimeoutExpired:
+            given = None
+            if time.monotonic() - begun > SECONDS or closing():
+                child.kill()
+                raise NoWords(f"the replay took longer than {SECONDS} s on the host's processor") from None
+    if child.returncode:
+        raise NoWords(f"the replay ended with status {child.returncode} (-9: no memory, -14: no time)")
+    found: dict[str, Any] = json.loads(out)
+    return found

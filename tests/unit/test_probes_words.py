@@ -1,0 +1,69 @@
+"""Logit-lens words against another way to the same numbers: all of the model, and the lens read off it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from monitor.shipped import paths
+from probes.errors import BindingError, LayerMismatch
+from probes.fitting.lens import lens_logits
+from probes.fitting.lens_source import lens_source
+from probes.hf import LoadedModel, load, load_first_blocks
+from probes.words import answer, read_words
+
+IDS = [2, 100, 200, 300, 400, 50, 60]
+LAYERS = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def model_dir() -> Path:
+    return Path(str(paths()["model"]))
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir: Path) -> LoadedModel:
+    return load(model_dir, dtype=torch.bfloat16)
+
+
+def test_words_are_those_of_the_whole_models_stream_through_its_own_head(
+    model_dir: Path, whole: LoadedModel
+) -> None:
+    with torch.no_grad():
+        states = whole.model(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+    source = lens_source(load(model_dir), (1,), (2,))
+    found = read_words(load_first_blocks(model_dir, 4), IDS, LAYERS, top=5)
+    assert [reading.layer for reading in found] == list(LAYERS)
+    for reading in found:
+        row = states[reading.layer + 1][0, -1].float()
+        assert torch.equal(torch.tensor(reading.residual), row)
+        expected = lens_logits(row[None], source)[0].softmax(-1).topk(5)
+        assert reading.words[0].token_id == int(expected.indices[0])
+        shares = torch.tensor([word.probability for word in reading.words])
+        torch.testing.assert_close(shares, expected.values, rtol=0.05, atol=1e-3)
+
+
+def test_after_the_last_block_they_are_the_models_own_next_words(whole: LoadedModel) -> None:
+    with torch.no_grad():
+        expected = whole.model(torch.tensor([IDS])).logits[0, -1].float().softmax(-1).topk(3)
+    (found,) = read_words(whole, IDS, [5], top=3)
+    assert [word.token_id for word in found.words] == expected.indices.tolist()
+    assert [word.probability for word in found.words] == pytest.approx(expected.values.tolist())
+
+
+def test_a_block_that_was_not_loaded_is_named(model_dir: Path) -> None:
+    with pytest.raises(LayerMismatch, match="layer 3 is asked for, blocks 0 to 1"):
+        read_words(load_first_blocks(model_dir, 2), IDS, [3], top=3)
+
+
+def test_what_cannot_be_replayed_says_so_in_a_line(model_dir: Path, tmp_path: Path) -> None:
+    question = {"model": str(model_dir), "ids": [10**6], "layers": [0], "top": 1}
+    assert "index out of range" in answer(question)["trouble"]
+    (tmp_path / "config.json").write_bytes((model_dir / "config.json").read_bytes())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_dir / name).read_bytes())
+    with pytest.raises(BindingError, match="transformers cannot load it"):
+        load_first_blocks(tmp_path, 2)
+    assert "\n" not in answer({**question, "model": str(tmp_path)})["trouble"]
