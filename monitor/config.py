@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     """Whether pushed flags carry prompt, answer and token text."""
     public_url: str | None = None
     """Where people reach this server, for links in pushed alerts (default: made of its host and port)."""
+    docs_url: str | None = None
+    """Where these docs are published, for the runbook of alerts pushed to Alertmanager (default: no such link)."""
+    grafana_url: str | None = None
+    """Root of the Grafana that has the dashboards, for the dashboard of alerts pushed to Alertmanager (default: no
+    such link)."""
     recent_requests: int = Field(default=4096, ge=1024, le=1_000_000)
     """How many finished responses stay in memory with their token scores."""
     recent_mib: int = Field(default=512, ge=1)
@@ -99,7 +104,7 @@ class Settings(BaseSettings):
             raise ValueError("a key must be ASCII: it travels in an HTTP header")
         return value
 
-    @field_validator("webhook_url", "alertmanager_url", "public_url")
+    @field_validator("webhook_url", "alertmanager_url", "public_url", "docs_url", "grafana_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and not _is_web_address(value):

@@ -8,7 +8,7 @@ from monitor.config import Settings
 from monitor.evidence_rows import Text
 from monitor.flag_event import Event, Origin, flag_event
 from monitor.postman import USUAL, Patience, Postman
-from monitor.receivers import Address, alertmanager, webhook
+from monitor.receivers import Address, Sites, alertmanager, webhook
 from monitor.records import Record
 
 EVERY_INTERFACE = (None, "", "0.0.0.0", "::")
@@ -26,7 +26,9 @@ def make_postmen(settings: Settings, origin: Origin, text: Text, patience: Patie
         secret = None if settings.webhook_secret is None else settings.webhook_secret.get_secret_value()
         addresses["webhook"] = webhook(settings.webhook_url, secret)
     if settings.alertmanager_url is not None:
-        addresses["alertmanager"] = alertmanager(settings.alertmanager_url)
+        addresses["alertmanager"] = alertmanager(
+            settings.alertmanager_url, Sites(settings.docs_url, settings.grafana_url)
+        )
     return [Postman(sink, tell, address, patience) for sink, address in addresses.items()]
 
 

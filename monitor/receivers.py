@@ -6,9 +6,10 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from monitor import __version__
 from monitor.flag_event import Event
@@ -23,10 +24,34 @@ ALERT_MINUTES = 15
 """How long Alertmanager holds a pushed flag for active. A flag is an event and never comes to an end by itself."""
 CRITICAL_FPR = 0.001
 """A probe calibrated to flag at most this share of benign traffic is critical: each of its flags is worth a look."""
+BOARD = "probewatch-probes"
+"""The dashboard that shows one probe."""
 LABEL_CHARACTERS = 200
 """Of a request id, which a client may choose."""
 
 _HEADERS = {"Content-Type": "application/json", "User-Agent": f"probewatch/{__version__}"}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where else a person may want to look. An alert is read far from here, so a link is absolute or there is none."""
+
+    docs_url: str | None = None
+    grafana_url: str | None = None
+
+    def links(self, event: Event, probe: dict[str, Any]) -> dict[str, str]:
+        """``runbook_url`` and ``dashboard_url``, as alerts of our rules carry them."""
+        found = {}
+        if self.docs_url is not None:
+            found["runbook_url"] = f"{self.docs_url.rstrip('/')}/runbooks/{ALERT_NAME}.md"
+        if self.grafana_url is not None:
+            variables = {
+                "var-model_name": event["model"]["name"],
+                "var-instance": urlsplit(event["server"]["url"]).netloc,
+                "var-probe": probe["name"],
+            }
+            found["dashboard_url"] = f"{self.grafana_url.rstrip('/')}/d/{BOARD}?{urlencode(variables)}"
+        return found
 
 
 def signature(secret: bytes, timestamp: str, body: bytes) -> str:
@@ -48,13 +73,13 @@ def webhook(url: str, secret: str | None) -> Address:
     return address
 
 
-def alertmanager(url: str) -> Address:
+def alertmanager(url: str, sites: Sites) -> Address:
     """``POST /api/v2/alerts`` below ``url``."""
     target = f"{url.rstrip('/')}/api/v2/alerts"
-    return lambda event: Letter(target, json.dumps(alerts_of(event)).encode(), _HEADERS)
+    return lambda event: Letter(target, json.dumps(alerts_of(event, sites)).encode(), _HEADERS)
 
 
-def alerts_of(event: Event) -> list[dict[str, Any]]:
+def alerts_of(event: Event, sites: Sites) -> list[dict[str, Any]]:
     """One alert for each probe that flagged. ``alert_id`` and ``request_id`` are labels, so that Alertmanager never
     takes two flags for one; keep them out of ``group_by``."""
     started = datetime.fromisoformat(event["time"])
@@ -72,7 +97,7 @@ def alerts_of(event: Event) -> list[dict[str, Any]]:
                 "choice": str(event["choice"]),
                 "alert_id": event["alert_id"],
             },
-            "annotations": _annotations(event, probe),
+            "annotations": {**_annotations(event, probe), **sites.links(event, probe)},
             "startsAt": started.isoformat(),
             "endsAt": (started + timedelta(minutes=ALERT_MINUTES)).isoformat(),
             "generatorURL": event["links"]["evidence"],
@@ -95,7 +120,6 @@ def _annotations(event: Event, probe: dict[str, Any]) -> dict[str, str]:
         "summary": f"{probe['name']} flagged a generation of {event['model']['name']}",
         "description": f"Score {probe['score']:.3g} over threshold {probe['threshold']:.3g} ({calibrated}); peak at "
         f"token {probe['peak_token']}, artifact {probe['sha256'][:12]}.",
-        "runbook_url": f"docs/runbooks/{ALERT_NAME}.md",
         "evidence_url": event["links"]["evidence"],
         "request_url": event["links"]["request"],
     }

@@ -236,12 +236,13 @@ def test_the_webhook_gets_each_flagged_sequence_once_signed(flagged: World) -> N
 
 
 def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flagged: World) -> None:
-    """In the words of a lie: what the model holds and does not say. A replay costs the engine nothing."""
+    """A replay costs the engine nothing, and one of a steered answer, which it does not steer, is known to differ."""
     server = flagged.server
     before = {
         name: server.metric(name) for name in ("vllm:prompt_tokens_total", "vllm:request_success_total")
     }
-    alert = next(a for a in server.get("alerts", limit=1000) if a["probes"][0]["name"] == "deception")
+    lies = [a for a in server.get("alerts", limit=1000) if a["probes"][0]["name"] == "deception"]
+    alert, (steered, *_) = lies[-1], server.get("requests", limit=8)  # what came first was not steered
     found = server.get("words", id=alert["id"], probe="deception", choice=0)
     body = server.get(f"requests/{alert['id']}")["probes"]["deception"]
     assert found["position"] == body["peak_token"]
@@ -253,6 +254,7 @@ def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flag
         assert len(layer["words"]) == 5
         assert all(word["token"].strip() for word in layer["words"][:1])
         assert 0.1 < sum(word["probability"] for word in layer["words"]) <= 1.001
+    assert not server.get("words", id=steered["id"], probe="deception")["agrees"]
     assert {name: server.metric(name) for name in before} == before
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from monitor.frontend import Arrival, Frontend, Running
 from monitor.post import Letter, ReceiverError, post
 from monitor.postman import Patience, Postman
 from monitor.push import make_postmen, public_url
-from monitor.receivers import SIGNATURE_HEADER, TIMESTAMP_HEADER, alerts_of, severity
+from monitor.receivers import SIGNATURE_HEADER, TIMESTAMP_HEADER, Sites, alerts_of, severity
 from monitor.records import Record
 from tests.unit.monitor_fakes import BENIGN, alerting, column, make_frontend, value
 
@@ -226,7 +227,9 @@ def test_alertmanager_gets_an_alert_for_each_flag_of_each_probe(push: Push) -> N
     assert first["generatorURL"] == f"{URL}/probewatch/ui#id=cmpl-1&choice=0"
     assert first["annotations"]["evidence_url"] == first["generatorURL"]
     assert "Score 3 over threshold 2.5" in first["annotations"]["description"]
-    assert (Path(__file__).parents[2] / first["annotations"]["runbook_url"]).is_file()
+    assert not {"runbook_url", "dashboard_url"} & first["annotations"].keys(), (
+        "a relative link would lead nowhere"
+    )
     assert first["endsAt"] > first["startsAt"]
 
 
@@ -243,9 +246,29 @@ def test_severity(action: str, fpr: float | None, expected: str) -> None:
     assert severity({"action": action, "nominal_fpr": fpr}) == expected
 
 
+def test_links_to_runbook_and_dashboard_are_absolute_where_their_sites_are_known() -> None:
+    frontend, _ = make_frontend(alerting("a.b", threshold=2.5))
+    event = flag_event(finish(frontend, "cmpl-1", 1.0, 3.0), ORIGIN, "1")
+    (alert,) = alerts_of(event, Sites("https://git.example.org/docs/", "https://grafana.example.org/"))
+    root, runbook = alert["annotations"]["runbook_url"].split("/docs/")
+    assert root == "https://git.example.org"
+    assert (Path(__file__).parents[2] / "docs" / runbook).is_file()
+    board, variables = alert["annotations"]["dashboard_url"].split("?")
+    assert parse_qs(variables) == {
+        "var-model_name": ["model"],
+        "var-instance": ["llm.example.org"],
+        "var-probe": ["a.b"],
+    }
+    shipped = json.loads((Path(__file__).parents[2] / "grafana" / "probewatch_probes.json").read_text())
+    assert board == f"https://grafana.example.org/d/{shipped['uid']}"
+    assert {name.removeprefix("var-") for name in parse_qs(variables)} <= {
+        variable["name"] for variable in shipped["templating"]["list"]
+    }
+
+
 def test_a_probe_without_calibration_is_told_as_such() -> None:
     frontend, _ = make_frontend(alerting(threshold=2.5))
-    (alert,) = alerts_of(flag_event(finish(frontend, "x" * 300, 1.0, 3.0), ORIGIN, "1"))
+    (alert,) = alerts_of(flag_event(finish(frontend, "x" * 300, 1.0, 3.0), ORIGIN, "1"), Sites())
     assert "not calibrated" in alert["annotations"]["description"]
     assert len(alert["labels"]["request_id"]) == 200
 
