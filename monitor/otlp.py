@@ -1,4 +1,4 @@
-"""Telling an OpenTelemetry collector what was judged: OTLP over HTTP, in threads of its own, off by default.
+"""Telling an OpenTelemetry collector what was judged: OTLP over HTTP or gRPC, in threads of its own, off by default.
 
 Why not the exporters of OpenTelemetry's SDK: its interface for logs is marked experimental and changed its names within
 the versions that vLLM allows, and its batch processors drop what does not fit without a count. The messages are stable.
@@ -10,28 +10,25 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
-
-import requests
+from urllib.parse import urlsplit
 
 from monitor.config import Settings
 from monitor.courier import CLOSE_SECONDS, Courier
-from monitor.errors import ConfigurationError, ServerError
+from monitor.errors import ConfigurationError
 from monitor.frontend import Frontend, Listener
+from monitor.otlp_grpc import GrpcSender
+from monitor.otlp_http import HttpSender
+from monitor.otlp_options import GRPC, PREFIX, options_of
 from monitor.records import Record, weight
 
 if TYPE_CHECKING:
     from monitor.otlp_messages import Told
 
 DELIVERED = "delivered"
-HEADERS_VARIABLE = "OTEL_EXPORTER_OTLP_HEADERS"
-TIMEOUT = (2.0, 5.0)
-"""Seconds for a connection, and for each read of the answer."""
-ANSWER_BYTES = 65536
-RETRIED = frozenset({429, 502, 503, 504})
-"""Status codes after which OTLP allows another try (OTLP specification, "Retryable Response Codes")."""
 PAUSES = (0.5, 1.0, 2.0)
 """Seconds before each further try."""
+
+_METHOD = "/opentelemetry.proto.collector.{}.v1.{}Service/Export"
 
 Encode = Callable[[Sequence["Told"]], bytes]
 
@@ -40,7 +37,12 @@ class Signal(NamedTuple):
     """One of the two roads of OTLP."""
 
     sink: str
+    name: str
+    """As OpenTelemetry's variables spell it."""
     path: str
+    """Of the HTTP endpoint."""
+    method: str
+    """Of the gRPC service."""
     encode: Encode
     rejected: Callable[[bytes], int]
     """How many items the collector's answer says it did not take."""
@@ -49,13 +51,13 @@ class Signal(NamedTuple):
 class Otlp:
     """Both signals of one server process."""
 
-    def __init__(self, endpoint: str, headers: Mapping[str, str], signals: Sequence[Signal]) -> None:
+    def __init__(self, endpoint: str, environ: Mapping[str, str], signals: Sequence[Signal]) -> None:
         from monitor.otlp_messages import tell
 
         self._closing = threading.Event()
         self._couriers = [
             Courier[Record, "Told"](
-                signal.sink, DELIVERED, tell, Sender(endpoint + signal.path, headers, signal, self._closing)
+                signal.sink, DELIVERED, tell, make_sender(endpoint, environ, signal, self._closing)
             )
             for signal in signals
         ]
@@ -87,40 +89,13 @@ class Otlp:
             closer.join()
 
 
-class Sender:
-    """Posts batches of one signal. It follows no redirect: evidence goes where the operator said, and nowhere else."""
-
-    def __init__(
-        self, url: str, headers: Mapping[str, str], signal: Signal, closing: threading.Event
-    ) -> None:
-        self._url = url
-        self._signal = signal
-        self._closing = closing
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy and no .netrc of whoever started the server
-        self._session.headers.update({**headers, "Content-Type": "application/x-protobuf"})
-
-    def __call__(self, told: Sequence[Told]) -> int:
-        """How many the collector did not take. Raises ``ServerError`` or ``requests.RequestException``."""
-        body = self._signal.encode(told)
-        for pause in (*PAUSES, None):
-            try:
-                answer = self._post(body)
-            except requests.ConnectionError:
-                if pause is None or self._closing.wait(pause):
-                    raise
-                continue
-            if answer.status_code == 200:
-                return min(self._signal.rejected(_content(answer)), len(told))
-            last = pause is None or self._closing.wait(pause)
-            if answer.status_code not in RETRIED or last:
-                raise ServerError(
-                    f"{self._url} answers with status {answer.status_code}; look at the collector"
-                )
-        raise AssertionError("the last try returns or raises")
-
-    def _post(self, body: bytes) -> requests.Response:
-        return self._session.post(self._url, data=body, timeout=TIMEOUT, allow_redirects=False, stream=True)
+def make_sender(
+    endpoint: str, environ: Mapping[str, str], signal: Signal, closing: threading.Event
+) -> Callable[[Sequence[Told]], int]:
+    """What posts batches of one signal, in the protocol that the environment asks for."""
+    options = options_of(environ, signal.name)
+    kind = GrpcSender if options.protocol == GRPC else HttpSender
+    return kind(endpoint, signal, options, PAUSES, closing)
 
 
 def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Otlp | None:
@@ -130,10 +105,10 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
     endpoint = settings.otlp_endpoint.rstrip("/")
     if not _is_address(endpoint):
         raise ConfigurationError(
-            f"PROBEWATCH_OTLP_ENDPOINT={endpoint.rpartition('@')[2]} is no address of a collector; name its OTLP/HTTP "
-            f"port, as in http://collector:4318, without user, password, ? or # ({HEADERS_VARIABLE} holds keys)"
+            f"PROBEWATCH_OTLP_ENDPOINT={endpoint.rpartition('@')[2]} is no address of a collector; name its OTLP "
+            f"port, as in http://collector:4318, without user, password, ? or # ({PREFIX}HEADERS holds keys)"
         )
-    found = Otlp(endpoint, headers_of(environ.get(HEADERS_VARIABLE, "")), _signals(environ))
+    found = Otlp(endpoint, environ, _signals(environ))
     found.start()
     return found
 
@@ -145,12 +120,6 @@ def _is_address(endpoint: str) -> bool:
         return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # half an IPv6 address, a port beyond 65535
         return False
-
-
-def headers_of(text: str) -> dict[str, str]:
-    """``name=value,...`` with percent-encoded values, as OpenTelemetry's own exporters read it."""
-    pairs = (part.partition("=") for part in text.split(",") if "=" in part)
-    return {name.strip(): unquote(value.strip()) for name, _, value in pairs}
 
 
 def _signals(environ: Mapping[str, str]) -> list[Signal]:
@@ -181,15 +150,6 @@ def _signals(environ: Mapping[str, str]) -> list[Signal]:
         return spans_message((one.span for one in told), resource)
 
     return [
-        Signal("otlp_logs", "/v1/logs", logs, refused_logs),
-        Signal("otlp_traces", "/v1/traces", spans, refused_spans),
+        Signal("otlp_logs", "LOGS", "/v1/logs", _METHOD.format("logs", "Logs"), logs, refused_logs),
+        Signal("otlp_traces", "TRACES", "/v1/traces", _METHOD.format("trace", "Trace"), spans, refused_spans),
     ]
-
-
-def _content(answer: requests.Response) -> bytes:
-    """The body. Raises ``ServerError`` for a long one: a hostile collector shall not fill the memory."""
-    with answer:
-        content = next(answer.iter_content(ANSWER_BYTES + 1), b"")
-    if len(content) > ANSWER_BYTES:
-        raise ServerError(f"{answer.url} answers with more than {ANSWER_BYTES} bytes; look at the collector")
-    return bytes(content)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,17 @@ class Inbox:
             assert time.monotonic() < deadline, f"{len(self.posts)} posts came, {count} expected"
             time.sleep(0.005)
         return self.posts
+
+
+def self_signed(path: Path) -> Path:
+    """A certificate for localhost that nobody vouches for: ``path`` holds it and its key, ``path``.crt it alone."""
+    openssl = shutil.which("openssl")
+    assert openssl is not None
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
 
 
 @contextmanager

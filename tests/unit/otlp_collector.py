@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 class Collector:
     """An OTLP/HTTP receiver. ``answer``: status and body for each path; a test may replace it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.logs: list[ExportLogsServiceRequest] = []
         self.traces: list[ExportTraceServiceRequest] = []
         self.headers: list[dict[str, str]] = []
@@ -47,11 +48,16 @@ class Collector:
                 """Nothing on the screen."""
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"{self._scheme}://localhost:{self.server.server_port}"
 
     def events(self) -> list[dict[str, Any]]:
         records = [

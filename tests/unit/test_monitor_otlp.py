@@ -19,7 +19,8 @@ from monitor import otlp
 from monitor.config import Settings
 from monitor.errors import ConfigurationError
 from monitor.frontend import Frontend
-from monitor.otlp import headers_of, open_otlp
+from monitor.otlp import open_otlp
+from monitor.otlp_options import headers_of
 from tests.unit.monitor_fakes import alerting, column, make_frontend, make_probe, summed
 from tests.unit.otlp_collector import Collector, accept, plain
 from tests.unit.test_monitor_records import PROMPT, SCORES, record_of

@@ -7,9 +7,7 @@ import hmac
 import json
 import logging
 import re
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from monitor_receiver import raw_receiver, receiver
+from monitor_receiver import raw_receiver, receiver, self_signed
 from prometheus_client import CollectorRegistry
 
 from monitor.config import Settings
@@ -459,14 +457,7 @@ def test_a_hostile_id_stays_data(push: Push) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Self-signed, for localhost."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    openssl = shutil.which("openssl")
-    assert openssl is not None
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(path), "-out", f"{path}.crt", "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
-    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
-    return path
+    return self_signed(tmp_path_factory.mktemp("tls") / "both.pem")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(certificate: Path) -> None:
