@@ -38,11 +38,16 @@ class AuditFile:
         """The furthest that this process has seen the log: it never gets shorter."""
 
     def open(self) -> None:
-        """Makes folder (0700) and files (0600) where they are missing. Raises ``AuditError``."""
+        """Makes folder (0700) and files (0600) where they are missing. Raises ``AuditError``.
+
+        A head that says that nothing is there yet takes its room now: a disk may be full at the first line, and lines
+        without a head look as if somebody had touched them.
+        """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locked(self.path), self._log():
-                return
+            with locked(self.path) as head_file, self._log() as log:
+                if not os.fstat(log).st_size and not os.fstat(head_file).st_size:
+                    write_head(head_file, Head(Link(), 0), self._key)
         except OSError as error:
             raise AuditError(f"{self.path}: {error}") from error
 

@@ -33,7 +33,7 @@ def verify(files: Sequence[Path], key: bytes | None, at_least: int = 0) -> Repor
     are consistent with each other. Raises ``OSError`` for a file that cannot be read.
     """
     report = Report()
-    at_head, number = "", 0
+    at_head, number = report.last.digest, 0  # what a log without a line ends with
     head, trouble, size = _settled(files[-1], key)
     for file in files:
         for number, line in enumerate(_lines(file, size if file == files[-1] else None), 1):

@@ -141,6 +141,23 @@ def _is_web_address(text: str) -> bool:
         return False
 
 
+def site_of(address: str) -> str:
+    """Scheme and host alone: what follows them, or a name and password before, may be a secret."""
+    try:
+        parts = urlsplit(address)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        rest = "/..." if parts.path.strip("/") or parts.query or parts.fragment else ""
+        return f"{parts.scheme}://{host}{rest}" if parts.scheme and host else "(not shown)"
+    except ValueError:  # half an IPv6 address
+        return "(not shown)"
+
+
+def _printable(name: str, value: object) -> str:
+    if name.endswith(("_KEY", "_SECRET")):
+        return "(not shown)"
+    return repr(site_of(str(value))) if name.endswith("_URL") else repr(value)
+
+
 _INTERNAL = ("CONFIG", "REQUIRE_ENDPOINT", "REFUSAL_FILE")
 
 
@@ -181,6 +198,5 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
-        secret = name.endswith(("_KEY", "_SECRET"))
-        found = "(not shown)" if secret else repr(first.get("input"))
+        found = _printable(name, first.get("input"))
         raise ConfigurationError(f"{name}={found}: {first['msg']}") from None

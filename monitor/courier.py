@@ -25,7 +25,7 @@ Raw = TypeVar("Raw")
 Ready = TypeVar("Ready")
 
 
-class _Waiting(Generic[Raw]):
+class Waiting(Generic[Raw]):
     """An item and whose it is. Its fate is counted once, by whoever knows it first."""
 
     def __init__(self, item: Raw, metrics: Metrics) -> None:
@@ -60,8 +60,8 @@ class Courier(Generic[Raw, Ready]):
         self._prepare = prepare
         self._deliver = deliver
         self._batch_items = batch_items
-        self._backlog: Backlog[_Waiting[Raw]] = Backlog(queue_items, QUEUE_MIB * 2**20)
-        self._under_way: Sequence[_Waiting[Raw]] = ()
+        self._backlog: Backlog[Waiting[Raw]] = Backlog(queue_items, QUEUE_MIB * 2**20)
+        self._under_way: Sequence[Waiting[Raw]] = ()
         self._thread = threading.Thread(target=self._run, name=f"probewatch-{sink}", daemon=True)
         self._counting = threading.Lock()
         self._failing = False
@@ -80,7 +80,7 @@ class Courier(Generic[Raw, Ready]):
 
     def offer(self, item: Raw, metrics: Metrics, weight: int) -> None:
         """Takes an item of about ``weight`` bytes, or counts it as dropped. Neither waits nor raises."""
-        waiting = _Waiting(item, metrics)
+        waiting = Waiting(item, metrics)
         if not self._backlog.offer(waiting, weight):
             self._lose(waiting, DROPPED)
 
@@ -102,9 +102,9 @@ class Courier(Generic[Raw, Ready]):
             if self._under_way:
                 self._handle(self._under_way)
 
-    def _handle(self, batch: Sequence[_Waiting[Raw]]) -> None:
+    def _handle(self, batch: Sequence[Waiting[Raw]]) -> None:
         ready: list[Ready] = []
-        told: list[_Waiting[Raw]] = []
+        told: list[Waiting[Raw]] = []
         for waiting in batch:
             try:
                 ready.append(self._prepare(waiting.item))
@@ -127,7 +127,7 @@ class Courier(Generic[Raw, Ready]):
         for waiting in told[arrived:]:
             self._lose(waiting, FAILED)
 
-    def _lose(self, waiting: _Waiting[Raw], outcome: str) -> None:
+    def _lose(self, waiting: Waiting[Raw], outcome: str) -> None:
         if not waiting.decide():
             return
         with self._counting:

@@ -16,12 +16,12 @@ from typing import Any
 from monitor.alerts import Alert, AlertQuery
 from monitor.backlog import Backlog
 from monitor.config import Settings
+from monitor.courier import Waiting
 from monitor.errors import EvidenceError
 from monitor.evidence_file import EvidenceFile
 from monitor.evidence_rows import Row, Text, make_row
 from monitor.evidence_scores import ScoreQuery, Scores
 from monitor.frontend import Frontend, Listener
-from monitor.metrics import Metrics
 from monitor.records import Record, weight
 
 logger = logging.getLogger("probewatch")
@@ -44,7 +44,8 @@ class EvidenceStore:
     ) -> None:
         self._file = file
         self._text = text
-        self._backlog: Backlog[tuple[Record, Metrics]] = Backlog(queue_records, QUEUE_MIB * 2**20)
+        self._backlog: Backlog[Waiting[Record]] = Backlog(queue_records, QUEUE_MIB * 2**20)
+        self._under_way: Sequence[Waiting[Record]] = ()
         self._thread = threading.Thread(target=self._run, name="probewatch-evidence", daemon=True)
         self._failing = False
         self._met_a_strange_one = False
@@ -62,19 +63,20 @@ class EvidenceStore:
             metrics.child(METRIC, SINK, outcome)
 
         def add(record: Record) -> None:
-            if not self._backlog.offer((record, metrics), weight(record)):
-                metrics.inc(METRIC, SINK, DROPPED)
+            waiting = Waiting(record, metrics)
+            if not self._backlog.offer(waiting, weight(record)):
+                _count(waiting, DROPPED)
 
         return add
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
-        """Writes what waits, for at most ``patience`` seconds; what is left then counts as dropped."""
+        """Writes what waits, for at most ``patience`` seconds; what is not written then counts as dropped."""
         atexit.unregister(self.close)
         self._backlog.close()
         if self._thread.ident is not None:
             self._thread.join(patience)
-        for _, metrics in self._backlog.take(QUEUE_RECORDS, 0):
-            metrics.inc(METRIC, SINK, DROPPED)
+        for waiting in (*self._backlog.take(QUEUE_RECORDS, 0), *self._under_way):
+            _count(waiting, DROPPED)
 
     async def find(self, query: AlertQuery) -> list[Alert]:
         """See ``AlertSource``."""
@@ -91,7 +93,7 @@ class EvidenceStore:
     def _run(self) -> None:
         trimmed_at = float("-inf")
         while not self._backlog.finished:
-            batch = self._backlog.take(BATCH_RECORDS, TRIM_SECONDS)
+            self._under_way = batch = self._backlog.take(BATCH_RECORDS, TRIM_SECONDS)
             if batch:
                 self._write(batch)
             if batch or time.monotonic() - trimmed_at > TRIM_SECONDS:
@@ -99,20 +101,20 @@ class EvidenceStore:
                 trimmed_at = time.monotonic()
         self._file.close()
 
-    def _write(self, batch: Sequence[tuple[Record, Metrics]]) -> None:
+    def _write(self, batch: Sequence[Waiting[Record]]) -> None:
         rows: list[Row] = []
-        owners: list[Metrics] = []
-        for record, metrics in batch:
+        told: list[Waiting[Record]] = []
+        for waiting in batch:
             try:
-                rows.append(make_row(record, self._file.key, self._text))
-                owners.append(metrics)
+                rows.append(make_row(waiting.item, self._file.key, self._text))
+                told.append(waiting)
             except Exception:  # one strange record shall not cost the others
                 if not self._met_a_strange_one:
                     logger.exception(
                         "probewatch: a record cannot be kept; probewatch_evidence_total counts them"
                     )
                 self._met_a_strange_one = True
-                metrics.inc(METRIC, SINK, FAILED)
+                _count(waiting, FAILED)
         outcome = STORED
         try:
             self._file.write(rows)
@@ -120,8 +122,8 @@ class EvidenceStore:
         except Exception as error:  # whatever it is, the next batch gets its chance
             self._complain(error)
             outcome = FAILED
-        for metrics in owners:
-            metrics.inc(METRIC, SINK, outcome)
+        for waiting in told:
+            _count(waiting, outcome)
 
     def _trim(self) -> None:
         try:
@@ -142,6 +144,11 @@ class EvidenceStore:
         if self._failing:
             logger.warning("probewatch: evidence is kept again in %s", self._file.path)
         self._failing = False
+
+
+def _count(waiting: Waiting[Record], outcome: str) -> None:
+    if waiting.decide():
+        waiting.metrics.inc(METRIC, SINK, outcome)
 
 
 def open_store(settings: Settings, model: str, port: int, text: Text) -> EvidenceStore | None:

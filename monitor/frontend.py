@@ -17,8 +17,9 @@ from monitor.drift import Drift
 from monitor.events import FloatArray, ProbeVerdict
 from monitor.jury import Jury
 from monitor.metrics import Metrics
+from monitor.missing import all_missing, missing, undelivered
 from monitor.records import RecentRecords, Record
-from monitor.unscored import Reason, fill, reasons
+from monitor.unscored import Reason, fill
 from monitor.verdict import of_probe, of_sequence
 
 Listener = Callable[[Record], None]
@@ -123,7 +124,7 @@ class Frontend:
         fed ones, and every later output of ``s`` tokens means ``s``.
         """
         prompt = generated = 0
-        by_bank: dict[int, tuple[ProbeBank, list[tuple[FloatArray, int]]]] = {}
+        by_bank: dict[int, tuple[ProbeBank, list[tuple[FloatArray, int, Running]]]] = {}
         for arrival in arrivals:
             running, new_ids, start, block, epoch = arrival
             sampled = len(new_ids)
@@ -135,7 +136,7 @@ class Frontend:
             own_prompt = 0 if running.fed else running.prompt_tokens
             fed = sampled + own_prompt - 1 if own_prompt else sampled
             if block is None or len(block) != fed or start != running.fed or epoch != bank.epoch:
-                block = self._rows(arrival, bank, fed)
+                block = self._rows_or_none(arrival, bank, fed)
             running.states.extend(block.data.cast("B") if block.size else b"")
             running.output_ids.extend(new_ids)
             running.fed += fed
@@ -144,7 +145,7 @@ class Frontend:
             held = by_bank.get(id(bank))
             if held is None:
                 held = by_bank[id(bank)] = (bank, [])
-            held[1].append((block, own_prompt))
+            held[1].append((block, own_prompt, running))
         if not by_bank:
             return
         with self.metrics.together():  # nobody may see these tokens as seen and not yet as scored or unscored
@@ -153,6 +154,15 @@ class Frontend:
             for bank, blocks in by_bank.values():
                 self._count(bank, blocks)
 
+    def _rows_or_none(self, arrival: Arrival, bank: ProbeBank, fed: int) -> FloatArray:
+        """As ``_rows``; what cannot be read counts as not delivered, for vLLM has counted it."""
+        try:
+            return self._rows(arrival, bank, fed)
+        except Exception as error:
+            self.error("frontend", error)
+            arrival.running.lost = True
+            return undelivered(fed, bank)
+
     def _rows(self, arrival: Arrival, bank: ProbeBank, fed: int) -> FloatArray:
         """Exactly ``fed`` rows: what was delivered for the right position, NaN for the rest."""
         states = arrival.states
@@ -160,8 +170,7 @@ class Frontend:
             states = self._translated(states, arrival.epoch, bank)
         if states is not None and arrival.start == arrival.running.fed and len(states) >= fed:
             return np.ascontiguousarray(states[:fed])
-        rows = np.empty((fed, bank.state_columns), np.float32)
-        fill(rows, Reason.NOT_DELIVERED)
+        rows = undelivered(fed, bank)
         if states is not None and arrival.start == arrival.running.fed:
             rows[: len(states)] = states
         return rows
@@ -177,40 +186,34 @@ class Frontend:
             found[:, seat.states] = states[:, seat.states]
         return found
 
-    def _count(self, bank: ProbeBank, blocks: Sequence[tuple[FloatArray, int]]) -> None:
+    def _count(self, bank: ProbeBank, blocks: Sequence[tuple[FloatArray, int, Running]]) -> None:
         metrics = self.metrics
         if not bank.seats:
             return
-        whole = blocks[0][0] if len(blocks) == 1 else np.concatenate([block for block, _ in blocks])
-        prompt = sum(own for _, own in blocks)
-        generated = len(whole) - prompt
+        prompt = sum(own for _, own, _ in blocks)
+        generated = sum(len(block) for block, _, _ in blocks) - prompt
         jury = self._jury(bank)
-        if np.isfinite(whole).all():
+        try:
+            lost, any_scored = missing(bank, blocks)
+        except (
+            Exception
+        ) as error:  # these tokens are counted as seen: without this line they would be neither
+            self.error("frontend", error)
+            for _, _, running in blocks:
+                running.lost = True
+            lost, any_scored = all_missing(bank, prompt, generated), False
+        if any_scored:
+            metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
+        if not lost:
             metrics.inc_all("probewatch_tokens_scored_total", jury.children["prompt"], by=prompt)
             metrics.inc_all("probewatch_tokens_scored_total", jury.children["generation"], by=generated)
-            metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
             return
-        is_prompt = np.concatenate([np.arange(len(block)) < own for block, own in blocks])
-        why = reasons(whole)
-        for seat in bank.seats:
-            name = seat.probe.manifest.name
-            lost = self._count_missing(name, why[:, seat.states].max(axis=1), is_prompt)
+        for name, by_phase in lost.items():
             for phase, came in (("prompt", prompt), ("generation", generated)):
-                metrics.inc_each("probewatch_tokens_scored_total", [(name, phase)], came - lost[phase])
-        if np.isfinite(whole).any():
-            metrics.set("probewatch_last_scored_timestamp_seconds", to=time.time())
-
-    def _count_missing(self, name: str, why: np.ndarray, is_prompt: np.ndarray) -> dict[str, int]:
-        lost = {"prompt": 0, "generation": 0}
-        for phase, rows in (("prompt", is_prompt), ("generation", ~is_prompt)):
-            for reason in Reason:
-                n = int((why[rows] == reason).sum())
-                if n:
-                    self.metrics.inc_each(
-                        "probewatch_tokens_unscored_total", [(name, phase, reason.label)], n
-                    )
-                lost[phase] += n
-        return lost
+                for reason, n in by_phase[phase].items():
+                    metrics.inc_each("probewatch_tokens_unscored_total", [(name, phase, reason.label)], n)
+                scored = came - sum(by_phase[phase].values())
+                metrics.inc_each("probewatch_tokens_scored_total", [(name, phase)], scored)
 
     def finish(self, running: Running, finish_reason: str) -> Record | None:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""
@@ -251,9 +254,7 @@ class Frontend:
         """[fed, K]"""
         if not running.lost:
             return np.frombuffer(running.states, np.float32).reshape(running.fed, bank.state_columns)
-        states = np.empty((running.fed, bank.state_columns), np.float32)
-        fill(states, Reason.NOT_DELIVERED)
-        return states
+        return undelivered(running.fed, bank)
 
     def confirm(self) -> None:
         """The taps are in place and proven."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from monitor.config import Settings
+from monitor.config import Settings, site_of
 from monitor.courier import CLOSE_SECONDS, Courier
 from monitor.errors import ConfigurationError
 from monitor.frontend import Frontend, Listener
@@ -105,7 +105,7 @@ def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ot
     endpoint = settings.otlp_endpoint.rstrip("/")
     if not _is_address(endpoint):
         raise ConfigurationError(
-            f"PROBEWATCH_OTLP_ENDPOINT={endpoint.rpartition('@')[2]} is no address of a collector; name its OTLP "
+            f"PROBEWATCH_OTLP_ENDPOINT={site_of(endpoint)} is no address of a collector; name its OTLP "
             f"port, as in http://collector:4318, without user, password, ? or # ({PREFIX}HEADERS holds keys)"
         )
     found = Otlp(endpoint, environ, _signals(environ))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
+from monitor.config import site_of
 from monitor.errors import ServerError
 from monitor.otlp_options import Options
 
@@ -34,6 +35,7 @@ class HttpSender:
         closing: threading.Event,
     ) -> None:
         self._url = endpoint + signal.path
+        self._site = site_of(endpoint)
         self._signal = signal
         self._pauses = pauses
         self._closing = closing
@@ -60,11 +62,11 @@ class HttpSender:
                     raise
                 continue
             if answer.status_code == 200:
-                return min(self._signal.rejected(_content(answer)), len(told))
+                return min(self._signal.rejected(_content(answer, self._site)), len(told))
             last = pause is None or self._closing.wait(pause)
             if answer.status_code not in RETRIED or last:
                 raise ServerError(
-                    f"{self._url} answers with status {answer.status_code}; look at the collector"
+                    f"{self._site} answers with status {answer.status_code}; look at the collector"
                 )
         raise AssertionError("the last try returns or raises")
 
@@ -72,10 +74,10 @@ class HttpSender:
         return self._session.post(self._url, data=body, timeout=TIMEOUT, allow_redirects=False, stream=True)
 
 
-def _content(answer: requests.Response) -> bytes:
+def _content(answer: requests.Response, site: str) -> bytes:
     """The body. Raises ``ServerError`` for a long one: a hostile collector shall not fill the memory."""
     with answer:
         content = next(answer.iter_content(ANSWER_BYTES + 1), b"")
     if len(content) > ANSWER_BYTES:
-        raise ServerError(f"{answer.url} answers with more than {ANSWER_BYTES} bytes; look at the collector")
+        raise ServerError(f"{site} answers with more than {ANSWER_BYTES} bytes; look at the collector")
     return bytes(content)

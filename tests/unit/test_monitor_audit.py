@@ -267,6 +267,45 @@ def test_a_full_disk_leaves_no_half_batch(tmp_path: Path, monkeypatch: pytest.Mo
     assert verify([path], None, at_least=10).faults == []
 
 
+def test_a_disk_that_is_full_at_the_first_line_does_not_look_like_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head has its room since the log was opened; without it the next line would tell of a missing one."""
+    log = AuditFile(tmp_path / "log", KEY)
+    log.open()
+    assert verify([log.path], KEY).faults == []
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    for name in ("write", "pwrite"):
+        monkeypatch.setattr(os, name, full)
+        with pytest.raises(AuditError, match="No space left"):
+            log.append([{"event": "verdict"}])
+        monkeypatch.undo()
+    assert log.append([{"event": "verdict"}]) is None
+    report = verify([log.path], KEY)
+    assert (report.faults, report.lines) == ([], 2)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(AuditError, match="No space left"):
+        AuditFile(tmp_path / "other", KEY).open()
+
+
+def test_a_log_that_was_deleted_as_a_whole_is_found_by_what_is_missing(tmp_path: Path) -> None:
+    """The writer takes it for a rotation; whoever verifies has no earlier part to show. ``at_least`` is for the rest:
+    a log that was deleted with its head while no server ran."""
+    path = written(tmp_path / "log", key=KEY)
+    serial = verify([path], KEY).last.serial
+    path.unlink()
+    assert AuditFile(path, KEY).append([{"event": "verdict"}]) is None
+    assert any(f"serials 1 to {serial} are missing" in fault for fault in verify([path], KEY).faults)
+    path.unlink()
+    head_path(path).unlink()
+    assert AuditFile(path, KEY).append([{"event": "verdict"}]) is None
+    assert verify([path], KEY).faults == []
+    assert verify([path], KEY, at_least=serial).faults != []
+
+
 def test_verdicts_and_changes_are_recorded_without_text(tmp_path: Path) -> None:
     frontend, registry = make_frontend(alerting("lie"))
     engines = alone(frontend)

@@ -156,13 +156,6 @@ def test_the_environment_wins_over_yaml_setting_by_setting(
         ("TAP_COLUMNS", "0"),
         ("SCORE_STORE_MIB", "0"),
         ("EXPOSE", "a\nb"),
-        ("WEBHOOK_URL", "example.org"),
-        ("WEBHOOK_URL", "file:///etc/passwd"),
-        ("WEBHOOK_URL", "http://user:word@example.org"),
-        ("WEBHOOK_URL", "http://example.org/a b"),
-        ("ALERTMANAGER_URL", "http://"),
-        ("ALERTMANAGER_URL", "http://alerts:http"),
-        ("PUBLIC_URL", "https://example.org/#top"),
     ],
 )
 def test_a_wrong_value_is_refused_naming_variable_and_value(
@@ -170,6 +163,29 @@ def test_a_wrong_value_is_refused_naming_variable_and_value(
 ) -> None:
     monkeypatch.setenv(f"PROBEWATCH_{name}", text)
     refusal(f"PROBEWATCH_{name}", text.split("\n")[0].split(",")[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("WEBHOOK_URL", "example.org/secret", "(not shown)"),
+        ("WEBHOOK_URL", "file:///etc/secret", "(not shown)"),
+        ("WEBHOOK_URL", "http://user:secret@example.org", "'http://example.org'"),
+        ("WEBHOOK_URL", "https://hooks.example.org/secret?x=secret a", "'https://hooks.example.org/...'"),
+        ("WEBHOOK_URL", "https://[::1]/secret #", "'https://[::1]/...'"),
+        ("WEBHOOK_URL", "https://[::1/secret", "(not shown)"),
+        ("ALERTMANAGER_URL", "http://", "(not shown)"),
+        ("ALERTMANAGER_URL", "http://alerts:http", "'http://alerts'"),
+        ("PUBLIC_URL", "https://example.org/#secret", "'https://example.org/...'"),
+        ("DOCS_URL", "docs", "(not shown)"),
+        ("GRAFANA_URL", "ftp://example.org", "'ftp://example.org'"),
+    ],
+)
+def test_of_a_wrong_address_scheme_and_host_are_told_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, shown: str
+) -> None:
+    monkeypatch.setenv(f"PROBEWATCH_{name}", text)
+    assert "secret" not in refusal(f"PROBEWATCH_{name}=", shown, "http://HOST")
 
 
 def test_an_unknown_yaml_key_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

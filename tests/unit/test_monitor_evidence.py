@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -300,6 +301,27 @@ def test_a_full_queue_drops_counts_and_never_waits(path: Path) -> None:
     assert value(registry, "probewatch_evidence_total", sink="sqlite", outcome="dropped") == 7
     store.close()
     assert value(registry, "probewatch_evidence_total", sink="sqlite", outcome="dropped") == 10
+
+
+def test_a_batch_that_a_hanging_disk_holds_at_the_end_is_counted_once(
+    keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keep()
+    writing, go_on = threading.Event(), threading.Event()
+
+    def hang(rows: object) -> None:
+        writing.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(kept.store._file, "write", hang)
+    finish(kept.frontend, "cmpl-1", 1.0)
+    assert writing.wait(5)
+    finish(kept.frontend, "cmpl-2", 1.0)
+    kept.store.close(patience=0.05)
+    assert kept.counts() == (0, 2, 0)
+    go_on.set()
+    kept.store._thread.join(5)
+    assert kept.counts() == (0, 2, 0)
 
 
 def test_engines_that_come_later_are_heard_too(path: Path) -> None:

@@ -108,6 +108,31 @@ def test_states_for_another_position_are_never_taken_for_these(start: int) -> No
     assert tokens(registry)["generation"] == (2, 1, 1)
 
 
+def test_an_error_while_counting_leaves_no_token_neither_scored_nor_unscored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frontend, registry = make_frontend(alerting())
+    first, second = running_of(3, "a"), running_of(2, "b")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("monitor.frontend.missing", fail)
+        send(frontend, first, 1, 0, column(1, 2, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(frontend, "_rows", fail)
+        send(frontend, second, 1, 0, None)
+    assert tokens(registry) == {"prompt": (5, 0, 5), "generation": (0, 0, 0)}
+    assert value(registry, "probewatch_errors_total", stage="frontend") == 2
+    for running in (first, second):
+        send(frontend, running, 1, running.fed, column(9))
+        record = frontend.finish(running, "stop")
+        assert record is not None
+        assert record.verdict == UNSCORED, "what was lost once never passes as scored"
+    assert tokens(registry)["generation"] == (2, 2, 0)
+
+
 def test_too_few_states_leave_the_rest_undelivered() -> None:
     frontend, registry = make_frontend(alerting())
     running = running_of(4)
