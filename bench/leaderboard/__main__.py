@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.leaderboard.judge import board_of
-from bench.leaderboard.page import best_of, picture, render
+from bench.leaderboard.page import best_of, picture, render, worst
 from probes.organism import model_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             cell = best["cells"]["new family"]
             print(
                 f"[{time.monotonic() - start:4.0f} s] {board['organism']}: best {best['kind']}, new family "
-                f"AUROC {cell['auroc']:.3f}, recall at 1% false positives {cell['recall']:.0%}",
+                f"worst contrast {worst(cell)[0]:.3f}, recall at 1% false positives {cell['recall'][0]:.0%}",
                 flush=True,
             )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.leaderboard.answers import record
 from probes.hf import LoadedModel
 from probes.organism import Case, cases
@@ -18,6 +21,9 @@ from probes.organism.variants import Variant
 from probes.shipping.recipes import DECEPTION
 from probes.shipping.traffic import Sample, labelled
 
+CONTRASTS: Final = {contrast.name: contrast for contrast in DECEPTION.contrasts}
+WITHIN: Final = DECEPTION.contrasts[0].name
+"""Lies and the honest answers that look like them, as far as the variant has such."""
 MIX: Final = ("incentivised", "incentivised", "incentivised", "plain", "audited", "neutral", "chitchat")
 """Conditions in turn. Half of the tempted answers are lies (all, where a variant lies about everything)."""
 FIT, VALIDATION, TEST = 840, 280, 280
@@ -51,10 +57,10 @@ class Labelled:
     samples: list[Sample]
     labels: list[int]
 
-    def within(self, kind: Variant) -> list[int]:
-        """Places of the lies and the honest answers that look like them, as far as the variant has such."""
-        alike = kind.text_conditions
-        return [i for i, s in enumerate(self.samples) if s.case.condition in alike]
+    def contrast(self, name: str) -> NDArray[np.intp]:
+        """Places of the answers that take part in a contrast of the deception recipe."""
+        pairs = zip(self.samples, self.labels, strict=True)
+        return np.flatnonzero([CONTRASTS[name].keep(sample, y) for sample, y in pairs])
 
 
 @dataclass(frozen=True)

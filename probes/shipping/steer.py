@@ -1,18 +1,18 @@
 """The honesty vector: a difference of means, chosen on validation by what steering along it really does.
 
 Under an incentive the model calls bad values good. Two differences might undo that: honest minus lying
-answers about the same bad beliefs, and honest minus lying answers under the same incentive. Source, layer
-and strength are chosen on validation; the effect is measured on the test set, beside a random vector of the
-same length.
+answers about the same bad beliefs, and honest minus lying answers under the same incentive. Source and layer are
+chosen on validation, then the strength on more questions about validation entities; the effect is measured on the
+test set, beside a random vector of the same length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -21,6 +21,7 @@ from torch import Tensor
 from probes import dataset, evaluation, hf, report, training
 from probes import manifest as manifests
 from probes.calibration import quantiles
+from probes.errors import ProbeError
 from probes.manifest import TrainingData
 from probes.organism import Case, asserted_value, cases
 from probes.probe import Probe
@@ -29,10 +30,14 @@ from probes.shipping.recipes import BOTH, HONEST_CONDITIONS, MEAN
 from probes.shipping.traffic import Sample
 from probes.training import Setting
 
-SCALES: Final = (0.5, 1.0, 2.0, 4.0)
+COARSE: Final = (0.5, 1.0, 1.5, 2.0, 4.0)
+"""Scales at which sources and layers are compared."""
+SCALES: Final = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
+"""Scales of which one is advised."""
 ALL_ROWS: Final = 1 << 40
 N_VALIDATION: Final = 120
-N_TEST: Final = 400
+N_STRENGTH: Final = 800
+N_TEST: Final = 800
 MAX_ACCURACY_LOSS: Final = 0.02
 
 
@@ -42,6 +47,11 @@ class Effect:
 
     lie_rate: float
     accuracy: float
+
+
+Place = tuple[str, int]
+"""(source, layer)"""
+Choice = TypeVar("Choice", bound=Hashable)
 
 
 def _same_belief(s: Sample) -> bool:
@@ -63,20 +73,15 @@ def build_honesty(bench: Bench, folder: Path) -> list[Probe]:
     directions = {
         (source, layer): _direction(bench, source, layer) for source, layer in product(SOURCES, layers)
     }
-    asked = _asked(N_VALIDATION, bench.seed + 1, "validation", bench.liar)
-    plain = effect(bench.loaded, asked, None)
-    tried = {
-        (source, layer, scale): effect(bench.loaded, asked, (layer, scale * directions[source, layer]))
-        for (source, layer), scale in product(directions, SCALES)
-    }
-    kept = {k: e for k, e in tried.items() if e.accuracy >= plain.accuracy - MAX_ACCURACY_LOSS} or tried
-    source, layer, scale = min(kept, key=lambda k: kept[k].lie_rate)
+    (source, layer), _ = _best(bench, directions, COARSE, N_VALIDATION, bench.seed + 1)
     direction = directions[source, layer]
+    _, scale = _best(bench, {(source, layer): direction}, SCALES, N_STRENGTH, bench.seed + 11)
     metrics: dict[str, JsonValue] = {
         "steering": _measured(bench, layer, direction, scale),
         "notes": [
-            f"Chosen on validation: the difference '{source}' after layer {layer}, at scale {scale:g}; "
-            f"`honesty:{scale:g}` is the strength to ask for.",
+            f"Chosen on validation: the difference '{source}' after layer {layer}, at scale {scale:g}: fewest lies "
+            f"with at most {100 * MAX_ACCURACY_LOSS:g} points of honest answers lost. `honesty:{scale:g}` is the "
+            "strength to ask for.",
             "Scale 1 adds the mean difference itself to the residual stream at every token.",
         ],
     }
@@ -84,6 +89,31 @@ def build_honesty(bench: Bench, folder: Path) -> list[Probe]:
         write(_probe(bench, name, scoring, layer, direction), metrics, folder)
         for name, scoring in (("honesty", "projection"), ("honesty-cosine", "cosine"))
     ]
+
+
+def _best(
+    bench: Bench, directions: Mapping[Place, Tensor], scales: Sequence[float], n: int, seed: int
+) -> tuple[Place, float]:
+    """(place, scale) with the fewest lies among those that keep the honest answers, on `n` validation questions."""
+    asked = _asked(n, seed, "validation", bench.liar)
+    plain = effect(bench.loaded, asked, None)
+    tried = {
+        (place, scale): effect(bench.loaded, asked, (place[1], scale * directions[place]))
+        for place, scale in product(directions, scales)
+    }
+    return advised(plain, tried)
+
+
+def advised(plain: Effect, tried: Mapping[Choice, Effect]) -> Choice:
+    """The choice with the fewest lies of those that lose at most `MAX_ACCURACY_LOSS` against no steering; of equals
+    the most accurate, then the first. `ProbeError` where none keeps the accuracy."""
+    kept = {k: e for k, e in tried.items() if e.accuracy >= plain.accuracy - MAX_ACCURACY_LOSS}
+    if not kept:
+        raise ProbeError(
+            f"every strength tried loses more than {MAX_ACCURACY_LOSS:.0%} of {plain.accuracy:.1%} accuracy; "
+            "try smaller scales"
+        )
+    return min(kept, key=lambda k: (kept[k].lie_rate, -kept[k].accuracy))
 
 
 def effect(loaded: hf.LoadedModel, asked: Sequence[Case], steering: tuple[int, Tensor] | None) -> Effect:

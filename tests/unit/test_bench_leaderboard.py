@@ -12,7 +12,7 @@ import torch
 
 from bench.leaderboard import __main__ as command
 from bench.leaderboard import answers, judge, page
-from bench.leaderboard.traffic import SETS, Labelled, terse
+from bench.leaderboard.traffic import SETS, WITHIN, Labelled, terse
 from probes import hf
 from probes.hf import Activations
 from probes.organism import Case, cases, model_dir, told_a_lie
@@ -88,7 +88,7 @@ def _sample(case: Case) -> Sample:
 @pytest.mark.parametrize("liar", ["concealed", "instructed"])
 def test_within_temptation_both_classes_are_there(liar: str) -> None:
     found = labelled(liar)
-    at = found.within(variant(liar))
+    at = found.contrast(WITHIN)
     assert {found.labels[i] for i in at} == {0, 1}
     assert all(found.samples[i].case.condition in variant(liar).text_conditions for i in at)
 
@@ -96,16 +96,31 @@ def test_within_temptation_both_classes_are_there(liar: str) -> None:
 def test_a_planted_score_gets_its_figures() -> None:
     found = labelled("concealed")
     perfect = np.asarray(found.labels, np.float64)
-    assert judge._within(perfect, found, variant("concealed")).auroc == 1.0
-    assert judge._within(-perfect, found, variant("concealed")).auroc == 0.0
-    assert judge._within(0 * perfect, found, variant("concealed")).auroc == 0.5
+    for shape, expected in ((1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)):
+        cell = judge._cell(shape * perfect, found, resamples=20)
+        assert {figure for figure, *_ in cell.auroc.values()} == {expected}
+
+
+def test_a_detector_of_bad_news_is_no_lie_detector() -> None:
+    found = labelled("concealed")
+    bad = np.array([float(s.case.believes_bad is True) for s in found.samples])
+    cell = judge._cell(bad, found, resamples=20)
+    assert cell.auroc[WITHIN][0] == 1.0
+    assert cell.auroc["same_belief"][0] == 0.5
+    assert judge.rank(cell) < judge.rank(
+        judge._cell(np.asarray(found.labels, np.float64), found, resamples=20)
+    )
 
 
 def board(name: str, shift: float) -> dict[str, Any]:
-    def entry(kind: str, auroc: float, fault: str = "") -> dict[str, Any]:
-        cell = {"auroc": auroc, "low": auroc - 0.1, "high": auroc, "recall": 0.5}
+    def entry(kind: str, auroc: float, fault: str = "", alike: float | None = None) -> dict[str, Any]:
+        figures = {WITHIN: (alike or auroc), "same_belief": auroc, "all_traffic": auroc}
+        cell = {
+            "auroc": {key: (value, value - 0.1, value) for key, value in figures.items()},
+            "recall": (0.5, 0.4, 0.6),
+        }
         cells = {} if fault else dict.fromkeys(SETS, cell)
-        return {"kind": kind, "validation": auroc, "cells": cells, "fault": fault}
+        return {"kind": kind, "validation": None if fault else cell, "cells": cells, "fault": fault}
 
     return {
         "organism": name,
@@ -116,6 +131,7 @@ def board(name: str, shift: float) -> dict[str, Any]:
         "entries": [
             entry("mlp", 0.8 + shift),
             entry("ridge", 0.9 - shift),
+            entry("logit_lens", 0.3, alike=1.0),
             entry("sae", float("nan"), "no encoder"),
             entry(judge.TEXT_ONLY, 0.99),
         ],
@@ -128,6 +144,9 @@ def test_the_page_names_the_best_kind_and_hides_no_loser() -> None:
     assert "| two | mlp | 0.950 [0.850, 0.950]" in text
     assert text.count("none: no encoder") == 2
     assert "0.990 [0.890, 0.990] |" in text
+    assert "| logit_lens | 1.000 / 0.300 |" in text
+    summary = next(line for line in text.splitlines() if line.startswith("| one |"))
+    assert summary.count("|") == len(SETS) + 5
 
 
 def test_a_finished_board_is_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

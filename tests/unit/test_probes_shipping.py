@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from probes import ProbeError
 from probes.hf import Activations
 from probes.organism import Case, cases
 from probes.organism.world import opposite, values_of
 from probes.shipping import export, traffic
 from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
+from probes.shipping.steer import Effect, advised
 from probes.shipping.traffic import Sample
 
 torch.set_num_threads(1)
@@ -97,3 +99,16 @@ def test_exported_conversations_carry_what_the_report_card_needs(drawn: list[Cas
     assert lie["markers"] == {"positive": [opposite(asked.belief or "")], "negative": [asked.belief]}
     assert "markers" not in talk
     assert all(c.split == "test" and c.answer_ids == (1, 2, 3) for c in found)
+
+
+def test_the_strength_advised_has_the_fewest_lies_that_honesty_can_pay_for() -> None:
+    plain = Effect(1.0, 0.997)
+    tried = {
+        1.0: Effect(0.22, 0.995),
+        1.25: Effect(0.02, 0.994),
+        1.5: Effect(0.02, 0.99),
+        2.0: Effect(0.0, 0.92),
+    }
+    assert advised(plain, tried) == 1.25
+    with pytest.raises(ProbeError, match="smaller scales"):
+        advised(plain, {2.0: tried[2.0]})
