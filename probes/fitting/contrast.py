@@ -1,7 +1,8 @@
 """Unsupervised directions from contrast pairs; labels only say which end is positive.
 
 Pairs are `TokenRows.pairs`, or one conversation of either class from each group. A conversation stands in by its
-mean row.
+mean row. Neither method has a sign of its own: it is read off the labelled pairs, whose sides differ in the concept,
+rather than off the classes at large, which may differ in much besides.
 """
 
 import numpy as np
@@ -50,7 +51,7 @@ def fit_lat(rows: TokenRows, labels: Labels, _options: Options, seed: int) -> di
     (2310.01405). Length 1. It follows variance, so an axis that is loud for other reasons can win."""
     first, second = pairs_of(rows, labels, seed).T
     _, _, components = np.linalg.svd(rows.means[first] - rows.means[second], full_matrices=False)
-    return _signed(components[0], rows, labels)
+    return _signed(components[0], rows, labels, first, second)
 
 
 def fit_ccs(rows: TokenRows, labels: Labels, options: Options, seed: int) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ def fit_ccs(rows: TokenRows, labels: Labels, options: Options, seed: int) -> dic
     one, other = (torch.from_numpy(side / scale) for side in sides)
     weight, bias = _consistent(one, other, options, seed)
     folded, shifted = fold_scaling(weight, bias, (centres[0] + centres[1]) / 2, scale)
-    return _signed(folded, rows, labels, shifted)
+    return _signed(folded, rows, labels, first, second, shifted)
 
 
 def _consistent(one: Tensor, other: Tensor, options: Options, seed: int) -> tuple[Floats, float]:
@@ -88,10 +89,20 @@ def _consistent(one: Tensor, other: Tensor, options: Options, seed: int) -> tupl
     return weight.detach()[:, best].numpy(), float(bias.detach()[best])
 
 
-def _signed(weight: Floats, rows: TokenRows, labels: Labels, bias: float | None = None) -> dict[str, Tensor]:
-    """The tensors with positives above negatives; without a bias, 0 is halfway between their means."""
+def _signed(
+    weight: Floats,
+    rows: TokenRows,
+    labels: Labels,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    bias: float | None = None,
+) -> dict[str, Tensor]:
+    """The tensors with the positives of labelled pairs above their negatives; where no pair has both, with the
+    class means so. Without a bias, 0 is halfway between the class means."""
     positive, negative = rows.means[labels > 0].mean(0), rows.means[labels == 0].mean(0)
-    sign = 1.0 if weight @ (positive - negative) >= 0 else -1.0
+    order = np.sign(np.sign(labels[first]) - np.sign(labels[second]))
+    upwards = order @ (rows.means[first] - rows.means[second]) if order.any() else positive - negative
+    sign = 1.0 if weight @ upwards >= 0 else -1.0
     weight = sign * weight
     shifted = halfway(weight, positive, negative)[1] if bias is None else sign * bias
     return affine_tensors(weight, shifted, rows.hidden.shape[1])

@@ -164,6 +164,20 @@ def test_contrast_pairs_give_the_direction_without_labels(name: str) -> None:
     assert step[D + AXIS] / step.norm() > 0.9
 
 
+@pytest.mark.parametrize("name", ["lat", "ccs"])
+def test_the_sign_comes_from_pairs_and_not_from_what_else_the_classes_differ_in(name: str) -> None:
+    """Negatives that are in no pair lie beyond the positives along the axis."""
+    rows, labels = planted(120, loud=1.0)
+    beyond = torch.zeros(400, *rows.hidden.shape[1:])
+    beyond[:, 1, AXIS] = 40.0
+    groups = (*rows.groups, *(f"beyond {i}" for i in range(400)))
+    hidden = torch.cat([rows.hidden, beyond])
+    offsets = np.concatenate([rows.offsets, rows.offsets[-1] + 1 + np.arange(400)])
+    mixed = TokenRows(hidden, offsets, groups)
+    weight = fitting.fit(name, mixed, np.concatenate([labels, np.zeros(400, np.int64)]))["weight"].flatten()
+    assert weight[D + AXIS] > 0
+
+
 def test_pairs_are_needed() -> None:
     rows, labels = planted()
     alone = TokenRows(rows.hidden, rows.offsets, tuple(map(str, range(rows.conversations))))
