@@ -48,7 +48,7 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     arguments = offline.engine_arguments(
         "collect", args.model, vllm_options, enable_prefix_caching=False, skip_tokenizer_init=True
     )
-    vllm_config = arguments.create_engine_config()
+    vllm_config = offline.planned(arguments)
     dtype, longest = vllm_config.model_config.dtype, int(vllm_config.model_config.max_model_len) - 1
     fed = feed(chats, conversations, kept, longest)
     row = len(layers) * chats.identity.d_model * dtype.itemsize  # bytes

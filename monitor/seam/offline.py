@@ -46,6 +46,20 @@ def engine_arguments(command: str, model: str, options: Sequence[str], **forced:
     return EngineArgs.from_cli_args(parsed)
 
 
+def planned(arguments: Any) -> Any:
+    """vLLM's ``VllmConfig``, before anything is started. Raises ``CollectError`` where vLLM refuses the options."""
+    try:
+        return arguments.create_engine_config()
+    except (ValueError, NotImplementedError) as error:
+        # pydantic's text goes on with the input and an address; the reason comes first.
+        reason = (
+            " ".join(str(error).split())
+            .split(" [type=")[0]
+            .removeprefix("1 validation error for VllmConfig ")
+        )
+        raise CollectError(f"vLLM refuses these options: {reason[:300]}; change them") from error
+
+
 def start(arguments: Any) -> Any:
     """vLLM's ``LLM``. Raises ``CollectError`` with the reason where it does not start."""
     from vllm.entrypoints.llm import LLM

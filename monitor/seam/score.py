@@ -55,7 +55,7 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="probewatch-") as folder:
         offline.configure({"PROBES": ",".join(_observing(probes, Path(folder)))})
         arguments = offline.engine_arguments("score", args.model, vllm_options, skip_tokenizer_init=True)
-        longest = int(arguments.create_engine_config().model_config.max_model_len) - 1
+        longest = int(offline.planned(arguments).model_config.max_model_len) - 1
         fed = feed(chats, conversations, TokenMask(prompt="all"), longest)
         engine = offline.start(arguments)
     lines, verdicts = [], Counter[str]()

@@ -192,3 +192,19 @@ def test_why_an_engine_does_not_start_is_one_line(
         offline.started(_Engine, {"model": "m"})
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "refusal").exists()
+
+
+def test_options_that_vllm_refuses_are_one_line() -> None:
+    class Arguments:
+        def create_engine_config(self) -> None:
+            raise ValueError(
+                "1 validation error for VllmConfig\n  Value error, Total number of attention heads (3) must be "
+                "divisible by tensor parallel size (2). [type=value_error, input_value=ArgsKwargs((), {'model_co... "
+            )
+
+    with pytest.raises(CollectError) as raised:
+        offline.planned(Arguments())
+    assert str(raised.value) == (
+        "vLLM refuses these options: Value error, Total number of attention heads (3) must be divisible by tensor "
+        "parallel size (2).; change them"
+    )
