@@ -90,12 +90,12 @@ def load(model_dir: Path, *, dtype: torch.dtype = torch.float32, device: str = "
 def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
     """Embedding, the first `n_blocks` blocks, final norm and unembedding, in the checkpoint's own dtype on the CPU.
 
-    Whatever lies deeper is not read. `BindingError` as `load`, for a model that is fed more than text, and for one
+    Whatever lies deeper is not read, nor is a tokenizer. `BindingError` as `load`, for a model that is fed more than text, and for one
     whose weights are no safetensors.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    chats = load_tokenizer(model_dir)
+    identity = replace(model_identity(model_dir), n_layers=n_blocks)
     with _readable(model_dir), _quiet():
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
         if config.get_text_config() is not config:
@@ -114,7 +114,7 @@ def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
         )
         if told["missing_keys"]:
             raise ValueError(f"{min(told['missing_keys'])} is not in its files")
-    return LoadedModel(model.eval(), chats.tokenizer, replace(chats.identity, n_layers=n_blocks))
+    return LoadedModel(model.eval(), None, identity)
 
 
 def load_tokenizer(model_dir: Path) -> ChatTokenizer:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import CONFIGURATIONS, write_model
+from tiny import LAYERS as N_BLOCKS
 
 from monitor.shipped import paths
 from probes.errors import BindingError, LayerMismatch
@@ -67,3 +69,23 @@ def test_what_cannot_be_replayed_says_so_in_a_line(model_dir: Path, tmp_path: Pa
     with pytest.raises(BindingError, match="transformers cannot load it"):
         load_first_blocks(tmp_path, 2)
     assert "\n" not in answer({**question, "model": str(tmp_path)})["trouble"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("model_type", CONFIGURATIONS)
+def test_every_family_reads_its_own_words(model_type: str, tmp_path: Path) -> None:
+    """The last block's words are the model's own, an earlier one's the same with and without the blocks behind it."""
+    write_model(tmp_path, model_type)
+    whole, part = load_first_blocks(tmp_path, N_BLOCKS), load_first_blocks(tmp_path, 2)
+    with torch.no_grad():
+        out = whole.model(torch.tensor([IDS]), output_hidden_states=True)
+    first, second, last = read_words(whole, IDS, [0, 1, N_BLOCKS - 1], top=5)
+    for reading in (first, second):
+        assert torch.equal(torch.tensor(reading.residual), out.hidden_states[reading.layer + 1][0, -1])
+    expected = out.logits[0, -1].softmax(-1).topk(5)
+    assert [word.token_id for word in last.words] == expected.indices.tolist()
+    assert [word.probability for word in last.words] == pytest.approx(expected.values.tolist())
+    (again,) = read_words(part, IDS, [1], top=5)
+    assert [word.probability for word in again.words] == pytest.approx(
+        [word.probability for word in second.words], rel=1e-4
+    )
