@@ -90,8 +90,8 @@ def load(model_dir: Path, *, dtype: torch.dtype = torch.float32, device: str = "
 def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
     """Embedding, the first `n_blocks` blocks, final norm and unembedding, in the checkpoint's own dtype on the CPU.
 
-    Whatever lies deeper is not read, nor is a tokenizer. `BindingError` as `load`, for a model that is fed more than text, and for one
-    whose weights are no safetensors.
+    Whatever lies deeper is not read, nor is a tokenizer. `BindingError` as `load`, for a model that is fed more than
+    text, and for one whose weights are no safetensors.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
