@@ -6,6 +6,7 @@ as JSON on stdout. A server asks it that way, so that a replay shares neither in
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -107,12 +108,9 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
         loaded = load_first_blocks(Path(question["model"]), max(question["layers"]) + 1)
         readings = read_words(loaded, question["ids"], question["layers"], question["top"])
-    except (
-        ProbeError,
-        RuntimeError,
-        ValueError,
-        IndexError,
-    ) as error:  # torch's own: no memory, an id too large
+        if not all(math.isfinite(number) for one in readings for number in one.residual):
+            raise ValueError("its residual stream is not finite here")
+    except (ProbeError, RuntimeError, ValueError, IndexError) as error:  # torch's: no memory, an id too large
         return {"trouble": " ".join(str(error).split())[:300]}
     return {
         "readings": [{**one._asdict(), "words": [word._asdict() for word in one.words]} for one in readings]
@@ -120,14 +118,12 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """One question. It works where nobody else wants the processor, dies first for want of memory, and never outlives
-    the time it was given."""
+    """One question. It dies first for want of memory, and never outlives the time it was given."""
     question = json.load(sys.stdin)
     signal.alarm(int(question["seconds"]))
-    os.nice(19)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_DIE)
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 4))
     json.dump(answer(question), sys.stdout)
 
 
