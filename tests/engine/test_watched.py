@@ -235,6 +235,15 @@ def test_the_webhook_gets_each_flagged_sequence_once_signed(flagged: World) -> N
     assert sum(outcomes.values()) == 2 * len(listed)
 
 
+def words_of(server: Server, response_id: str) -> dict[str, Any]:
+    """At the peak of the deception probe. A replay gives way to whoever else computes."""
+    asked = {"id": response_id, "probe": "deception"}
+    reply = requests.get(f"{server.url}/v1/probewatch/words", asked, timeout=150)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
 def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flagged: World) -> None:
     """A replay costs the engine nothing, and one of a steered answer, which it does not steer, is known to differ."""
     server = flagged.server
@@ -243,7 +252,7 @@ def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flag
     }
     lies = [a for a in server.get("alerts", limit=1000) if a["probes"][0]["name"] == "deception"]
     alert, (steered, *_) = lies[-1], server.get("requests", limit=8)  # what came first was not steered
-    found = server.get("words", id=alert["id"], probe="deception", choice=0)
+    found = words_of(server, alert["id"])
     body = server.get(f"requests/{alert['id']}")["probes"]["deception"]
     assert found["position"] == body["peak_token"]
     assert found["score"] == body["tokens"][found["position"]]["score"]
@@ -254,7 +263,7 @@ def test_the_words_at_the_peak_are_read_off_the_very_stream_that_was_scored(flag
         assert len(layer["words"]) == 5
         assert all(word["token"].strip() for word in layer["words"][:1])
         assert 0.1 < sum(word["probability"] for word in layer["words"]) <= 1.001
-    assert not server.get("words", id=steered["id"], probe="deception")["agrees"]
+    assert not words_of(server, steered["id"])["agrees"]
     assert {name: server.metric(name) for name in before} == before
 
 
