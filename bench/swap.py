@@ -1,8 +1,10 @@
 """How long clients wait for a token while probes come and go: ``make swap-bench``, or ``python -m bench.swap``.
 
 One monitored server of the shipped model, several clients that stream all the time. A gap is the time between two
-chunks of one stream, which is one engine step and what delays it. Gaps around each change are compared with those of
-quiet times of the same length, of which there are as many, in turn. A step is the median quiet gap.
+chunks of one stream, which is one engine step and what delays it. A window reaches from the request of a change until
+``TAIL_SECONDS`` after its answer; what counts is its largest gap, in steps (medians of all quiet gaps). Each window is
+compared with the quiet one of the same length right before it, so that what the machine does of itself counts alike on
+both sides.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from monitor.client import ADMIN_KEY_VARIABLE, Server
 from monitor.demo.server import ChildServer, free_port, serve_command, serve_environment
 from monitor.shipped import MODEL_NAME, paths
+
+Floats = npt.NDArray[np.float64]
 
 KEY = "a-key-of-the-benchmark"
 TAPPED = "0,1,2,3,4"
@@ -32,8 +39,11 @@ WARM_SECONDS = 15.0
 CHANGES = ("attach", "set", "detach")
 TOGETHER_SECONDS = 0.5e-3
 """What a client reads within that time was sent together: it waited once."""
-NOISY_STEPS = 4.0
-"""A quiet gap as long says that the server does not get the cores it needs, whatever the monitor does."""
+TAIL_SECONDS = 0.1
+"""A change is felt in the steps after it too."""
+ALLOWED_STEPS = 2.0
+QUARTILES, INTERVAL = (0.25, 0.5, 0.75), (0.025, 0.975)
+RESAMPLES = 10_000
 
 
 @dataclass
@@ -80,7 +90,7 @@ class Stream:
             self.faults.append(f"client {self.number}: {type(error).__name__}: {error} {said!r}")
 
 
-def gaps(streams: list[Stream], start: float, end: float) -> list[float]:
+def gaps(streams: Sequence[Stream], start: float, end: float) -> list[float]:
     """Seconds between two chunks of one completion, of all that lie at least partly between ``start`` and ``end``."""
     return [
         later - earlier
@@ -91,8 +101,22 @@ def gaps(streams: list[Stream], start: float, end: float) -> list[float]:
     ]
 
 
-def measure(url: str, rounds: int, clients: int, seconds: float) -> dict[str, Any]:
-    """Streams all the time; quiet windows and changes in turn."""
+@dataclass(frozen=True)
+class Change:
+    """One change of probes: when it was asked for and answered (seconds, monotonic)."""
+
+    name: str
+    asked: float
+    answered: float
+
+    @property
+    def seconds(self) -> float:
+        """Length of its window."""
+        return self.answered + TAIL_SECONDS - self.asked
+
+
+def measure(url: str, rounds: int, clients: int, pause: float) -> dict[str, Any]:
+    """Streams all the time, and changes with pauses between them."""
     server, stop = Server(url, admin_key=KEY), threading.Event()
     streams = [Stream(url, number, stop) for number in range(clients)]
     threads = [threading.Thread(target=stream.run) for stream in streams]
@@ -101,7 +125,7 @@ def measure(url: str, rounds: int, clients: int, seconds: float) -> dict[str, An
         "set": lambda: server.change("deception", {"threshold": 2.5, "action": "alert"}),
         "detach": lambda: server.detach("deception"),
     }
-    windows: list[tuple[str, float, float, float]] = []
+    changes: list[Change] = []
     for thread in threads:
         thread.start()
     try:
@@ -109,56 +133,67 @@ def measure(url: str, rounds: int, clients: int, seconds: float) -> dict[str, An
         check(streams)
         for _ in range(rounds):
             for name in CHANGES:
-                start = time.monotonic()
-                time.sleep(seconds)
-                windows.append(("quiet", start, time.monotonic(), 0.0))
-                start = time.monotonic()
+                # Room for a quiet window as long as the last of this kind, once the last change is over.
+                time.sleep(max([pause, *(2 * one.seconds for one in changes[-3:])]))
+                asked = time.monotonic()
                 apply[name]()
-                took = time.monotonic() - start
-                time.sleep(max(0.0, seconds - took))
-                windows.append((name, start, time.monotonic(), took))
+                changes.append(Change(name, asked, time.monotonic()))
+                time.sleep(TAIL_SECONDS)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     check(streams)
-    return report(streams, windows)
+    return report(streams, changes)
 
 
-def check(streams: list[Stream]) -> None:
+def check(streams: Sequence[Stream]) -> None:
     """Ends the benchmark where a stream broke: a dropped request is worse than any gap."""
     if faults := [fault for stream in streams for fault in stream.faults]:
         raise SystemExit("; ".join(faults))
 
 
-def report(streams: list[Stream], windows: list[tuple[str, float, float, float]]) -> dict[str, Any]:
-    """Gaps in milliseconds by what happened in the window, and their ratios."""
-    found: dict[str, Any] = {}
-    for name in ("quiet", *CHANGES):
-        own = [(gaps(streams, start, end), took) for kind, start, end, took in windows if kind == name]
-        every = [gap * 1000 for of_window, _ in own for gap in of_window]
-        found[name] = {
-            "windows": len(own),
-            "gaps": len(every),
-            "median_ms": statistics.median(every),
-            "p99_ms": statistics.quantiles(every, n=100)[98],
-            "largest_ms": max(every),
-            "largest_of_each_window_ms": [max(of_window, default=0.0) * 1000 for of_window, _ in own],
-            "request_ms": [took * 1000 for _, took in own],
-        }
-    step, quiet = found["quiet"]["median_ms"], found["quiet"]["largest_ms"]
-    during = max(found[name]["largest_ms"] for name in CHANGES)
+def report(streams: Sequence[Stream], changes: Sequence[Change]) -> dict[str, Any]:
+    """By kind of change: the largest gap of its windows and of the quiet ones before, in steps."""
+    over = [float("-inf"), *(change.asked + change.seconds for change in changes)]
+    pairs: list[tuple[Change, list[float], list[float]]] = []
+    for change, free_since in zip(changes, over, strict=False):
+        begin = change.asked - change.seconds
+        quiet = gaps(streams, begin, change.asked)
+        during = gaps(streams, change.asked, change.asked + change.seconds)
+        if begin >= free_since and quiet and during:
+            pairs.append((change, during, quiet))
+    step = statistics.median([gap for _, _, quiet in pairs for gap in quiet])
+    found: dict[str, Any] = {"step_ms": step * 1000, "left_out": len(changes) - len(pairs), "changes": {}}
+    for name in CHANGES:
+        own = [pair for pair in pairs if pair[0].name == name]
+        largest = np.array([[max(during), max(quiet)] for _, during, quiet in own]) / step
+        found["changes"][name] = compare(largest[:, 0], largest[:, 1])
+        found["changes"][name]["request_ms"] = [(one.answered - one.asked) * 1000 for one, _, _ in own]
+    return found
+
+
+def compare(during: Floats, quiet: Floats) -> dict[str, Any]:
+    """Largest gaps in steps, ``[n]`` each, paired: quartiles, shares under two steps, and 95% bootstrap intervals over
+    pairs of the median difference and of the difference of the shares."""
+    drawn = np.random.default_rng(0).integers(0, len(during), (RESAMPLES, len(during)))
+    difference = during - quiet
+    share = (during < ALLOWED_STEPS).astype(float) - (quiet < ALLOWED_STEPS)
     return {
-        "gaps": found,
-        "step_ms": step,
-        "largest_during_ms": during,
-        "largest_during_over_largest_quiet": during / quiet,
-        "largest_during_in_steps": during / step,
-        "largest_quiet_in_steps": quiet / step,
+        "windows": len(during),
+        "during_steps": during.tolist(),
+        "quiet_steps": quiet.tolist(),
+        "during_quartiles": np.quantile(during, QUARTILES).tolist(),
+        "quiet_quartiles": np.quantile(quiet, QUARTILES).tolist(),
+        "during_share": float((during < ALLOWED_STEPS).mean()),
+        "quiet_share": float((quiet < ALLOWED_STEPS).mean()),
+        "difference": float(np.median(difference)),
+        "difference_interval": np.quantile(np.median(difference[drawn], axis=1), INTERVAL).tolist(),
+        "share_interval": np.quantile(share[drawn].mean(axis=1), INTERVAL).tolist(),
     }
 
 
-def serve_and_measure(rounds: int, clients: int, seconds: float) -> dict[str, Any]:
+def serve_and_measure(rounds: int, clients: int, pause: float) -> dict[str, Any]:
     """The server, and the measurement on it."""
     shipped, port = paths(), free_port()
     probes = [Path(str(path)) for path in shipped["probes"]]  # type: ignore[union-attr]
@@ -174,35 +209,45 @@ def serve_and_measure(rounds: int, clients: int, seconds: float) -> dict[str, An
         server = ChildServer(command, environment, url, Path(folder) / "server.log")
         try:
             server.wait_ready(lambda elapsed, message: None, lambda: False)
-            return measure(url, rounds, clients, seconds)
+            return measure(url, rounds, clients, pause)
         finally:
             server.stop()
 
 
+def printed(result: dict[str, Any]) -> str:
+    """A table with a line for each kind of change."""
+    lines = [
+        f"a step is {result['step_ms']:.1f} ms; largest gap of a window in steps: median [quartiles], share under "
+        f"{ALLOWED_STEPS:g}; intervals of 95% over windows"
+    ]
+    for name, one in result["changes"].items():
+        sides = [
+            "{1:.2f} [{0:.2f}, {2:.2f}]".format(*one[f"{side}_quartiles"]) + f" {one[f'{side}_share']:4.0%}"
+            for side in ("during", "quiet")
+        ]
+        low, high = one["difference_interval"]
+        least, most = one["share_interval"]
+        lines.append(
+            f"{name:7}{one['windows']:3} windows: {sides[0]}, quiet {sides[1]}; median difference "
+            f"{one['difference']:+.2f} [{low:+.2f}, {high:+.2f}], of shares "
+            f"{one['during_share'] - one['quiet_share']:+.0%} [{least:+.0%}, {most:+.0%}]; "
+            f"the request itself {statistics.median(one['request_ms']):.0f} ms"
+        )
+    if result["left_out"]:
+        lines.append(f"{result['left_out']} changes are left out: none as long and quiet came before them")
+    return "\n".join(lines)
+
+
 def main() -> int:
-    """Prints the gaps and their ratios."""
+    """Prints the largest gaps around changes and in quiet times."""
     parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=5, help="of attach, set and detach")
+    parser.add_argument("--rounds", type=int, default=40, help="of attach, set and detach")
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a window")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between changes, at least")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    result = serve_and_measure(options.rounds, options.clients, options.seconds)
-    for name, found in result["gaps"].items():
-        print(
-            f"{name:7} {found['windows']:3} windows: median {found['median_ms']:.1f} ms, 99th {found['p99_ms']:.1f}, "
-            f"largest {found['largest_ms']:.1f}; the request itself {statistics.median(found['request_ms']):.0f} ms"
-        )
-    print(
-        f"largest gap around a change {result['largest_during_ms']:.1f} ms: "
-        f"{result['largest_during_over_largest_quiet']:.2f} times the largest quiet one, "
-        f"{result['largest_during_in_steps']:.2f} steps (quiet: {result['largest_quiet_in_steps']:.2f})"
-    )
-    if result["largest_quiet_in_steps"] > NOISY_STEPS:
-        print(
-            f"the largest quiet gap is {result['largest_quiet_in_steps']:.0f} steps long: this machine is too small or "
-            "busy with other work, and the figures say nothing of the monitor"
-        )
+    result = serve_and_measure(options.rounds, options.clients, options.pause)
+    print(printed(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,9 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.command not in ("serve", *_ENGINES):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _run(args, rest)
+        status = _run(args, rest)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of the pipe has had enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if not _is_ours(error):
             raise
@@ -90,9 +96,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if command == name:
             importlib.import_module(module).add_arguments(sub)
     for name, (module, summary) in _ENGINES.items():
-        sub = commands.add_parser(
-            name, help=summary, allow_abbrev=False, epilog="and the options of `vllm serve`"
-        )
+        sub = commands.add_parser(name, help=summary, allow_abbrev=False)
         if command == name:
             importlib.import_module(module).add_arguments(sub)
     for name, summary in _REMOTE.items():

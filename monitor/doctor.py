@@ -37,6 +37,7 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``doctor``."""
+    parser.epilog = "example: probewatch doctor --url http://127.0.0.1:8000"
     parser.add_argument("--url", help="also examine this running server")
     parser.add_argument(
         "--model", type=Path, help="folder of the model that the configured probes shall watch"

@@ -22,6 +22,10 @@ from probes.identity import ModelIdentity, model_identity
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``collect``; everything else goes to the engine, as with ``vllm serve``."""
+    parser.epilog = (
+        "and the options of `vllm serve`; "
+        "example: probewatch collect --model ./model --data chats.jsonl --layers 8,16 -o rows"
+    )
     parser.add_argument("--model", required=True, help="model folder or name, as for `vllm serve`")
     parser.add_argument("--data", type=Path, required=True, help="JSONL of labelled chats, as for `train`")
     parser.add_argument(

@@ -33,6 +33,10 @@ AT_ONCE = 512
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``score``; everything else goes to the engine, as with ``vllm serve``."""
+    parser.epilog = (
+        "and the options of `vllm serve`; "
+        "example: probewatch score chats.jsonl --model ./model --probe deception.safetensors"
+    )
     parser.add_argument("file", type=Path, help="JSONL of chats that end with the answer, as for `train`")
     parser.add_argument("--model", required=True, help="model folder or name, as for `vllm serve`")
     parser.add_argument("--probe", action="append", required=True, type=Path, metavar="FILE")

@@ -157,8 +157,14 @@ class _Scheduler:
     """The outputs that vLLM makes of a step, for two API servers: of requests that live and have new tokens, and now
     and then of one that did not run."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, engine: FakeEngine) -> None:
         self._rng = rng
+        self._engine = engine
+
+    def finish_requests(self, request_id: str, status: str) -> None:
+        """Ends one from outside: what is in flight of it is computed and thrown away."""
+        known = [*self._engine.running, *self._engine.waiting]
+        self._engine.abort(next(request for request in known if request.id == request_id))
 
     def update_from_output(self, scheduler_output: FakeStep, model_runner_output: Any) -> Any:
         step = scheduler_output
@@ -203,6 +209,7 @@ class FakeServer:
         aside: bool = False,
         faults: float = 0.0,
         columns: int = 3,
+        probes: Sequence[Probe] = (),
     ) -> None:
         self.engine = FakeEngine(seed, columns, runner, depth)
         self.rng = random.Random(seed)
@@ -211,7 +218,9 @@ class FakeServer:
         """Faults by kind, and what vLLM itself counts as fed by phase."""
         self.expected: dict[str, list[FloatArray]] = {}
         """Of every request that has ended: the states ``[T, K]`` of its one record, or none without any output."""
-        probes = scoring_probes(columns)
+        self.sent: dict[str, list[Any]] = {}
+        """Of every request: its outputs, as its client gets them."""
+        probes = tuple(probes) or scoring_probes(columns)
         plan = Plan(probes, (), 1, 1)
         self.monitor = WorkerMonitor(plan)
         self.monitor.bank = make_bank(*probes)
@@ -226,7 +235,7 @@ class FakeServer:
 
         self.tap = OutputTap(Engines(frontend, [0], recent), plan)
         self._faults = faults
-        self._scheduler = _Scheduler(self.rng)
+        self._scheduler = _Scheduler(self.rng, self.engine)
         self._requests: dict[str, Any] = {}
         self._going: list[FakeRequest] = []
         self._pending: deque[tuple[FakeStep, Callable[[], Any]]] = deque()
@@ -312,6 +321,7 @@ class FakeServer:
         for client in results.values():
             self.tap.take(client.outputs, self._requests)
             for sent in client.outputs:
+                self.sent.setdefault(sent.request_id, []).append(sent)
                 if sent.finish_reason and self._requests.pop(sent.request_id, None):
                     self.tap.finished(sent.request_id)
 

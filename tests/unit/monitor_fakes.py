@@ -6,9 +6,12 @@ show of it) and ``monitor_fake_server`` (the whole road from forward pass to ver
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
@@ -79,6 +82,14 @@ def summed(registry: CollectorRegistry, sample: str, **labels: str) -> float:
         for found in family.samples
         if found.name == sample and labels.items() <= found.labels.items()
     )
+
+
+def plant_enums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read of vLLM's enums when a sequence is stopped."""
+    for name in ("vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.request"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["vllm.v1.engine"].FinishReason = SimpleNamespace(STOP="stop")  # type: ignore[attr-defined]
+    sys.modules["vllm.v1.request"].RequestStatus = SimpleNamespace(FINISHED_STOPPED="stopped")  # type: ignore[attr-defined]
 
 
 class Scrape:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,12 @@ import pytest
 from monitor.events import StepScores, Stop
 from monitor.seam.scheduler import deliver, unshare
 from monitor.wire import CARRIER, shares, unpack
-from tests.unit.monitor_fakes import column, ints
+from tests.unit.monitor_fakes import column, ints, plant_enums
 
 
 @pytest.fixture(autouse=True)
 def _enums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read of vLLM's enums."""
-    for name in ("vllm", "vllm.v1", "vllm.v1.engine", "vllm.v1.request"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["vllm.v1.engine"].FinishReason = SimpleNamespace(STOP="stop")  # type: ignore[attr-defined]
-    sys.modules["vllm.v1.request"].RequestStatus = SimpleNamespace(FINISHED_STOPPED="stopped")  # type: ignore[attr-defined]
+    plant_enums(monkeypatch)
 
 
 class Rows(list[int]):
