@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.arms import AGAIN, ARMS, STOCK
-from bench.model import write_model
+from bench.model import SHAPES, config_of, write_model
+from bench.peers import why_not
 from bench.report import Found, draw, table, write_json
-from bench.running import Running, environment, started
+from bench.running import Running, environment, kv_gib, started
 from bench.workload import Workload
 
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
@@ -34,11 +35,15 @@ def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
         "max_num_seqs": max(load.requests for load in args.loads),
         **json.loads(args.engine),
     }
+    env = environment(args.in_process, kv_gib(config_of(args.model).to_dict(), args.loads))
     running: list[Running] = []
     try:
         for name in (STOCK, AGAIN, *args.arms):
+            if ARMS[name].peer and (reason := why_not(name)):
+                print(reason, flush=True)
+                continue
             log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
-            running.append(started(ARMS[name], model, folder, engine, log, environment(args.in_process)))
+            running.append(started(ARMS[name], model, folder, engine, log, env))
             if not args.together:
                 _up(running[-1])
         if args.together:
@@ -64,7 +69,7 @@ def measure(running: list[Running], loads: list[Workload], rounds: int, until: f
             print(f"out of time after {number} rounds", flush=True)
             break
         turn = number % len(running)
-        for load in loads:
+        for load in loads if number % 2 else loads[::-1]:
             for one in running[turn:] + running[:turn]:
                 result = one.round(load, 1000 + number)
                 if number >= 0:
@@ -89,9 +94,7 @@ def main() -> int:
     parser.add_argument(
         "--loads", type=Workload.parse, nargs="+", default=[Workload(32, 64, 64)], metavar="REQUESTSxIN+OUT"
     )
-    parser.add_argument(
-        "--model", default="134m", choices=("134m", "1b", "8b"), help="size of the random Llama"
-    )
+    parser.add_argument("--model", default="134m", choices=SHAPES, help="size of the random Llama")
     parser.add_argument("--device", default="cpu", help="where its weights are drawn")
     parser.add_argument(
         "--engine",
@@ -108,9 +111,9 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)
-    print(table(found, args.loads))
+    print(table(found, args.loads, args.device))
     if args.json:
-        write_json(args.json, found, {k: str(v) for k, v in vars(args).items()})
+        write_json(args.json, found, args.loads, args.device, {k: str(v) for k, v in vars(args).items()})
     if args.picture:
         draw(args.picture, found)
     return 0

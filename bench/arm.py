@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from bench.usage import cpu_seconds, peak_mib
 from bench.workload import Workload, run
 
 
@@ -19,20 +20,23 @@ def _coverage(llm: Any) -> float | None:
     return min(found.values()) if found else None
 
 
-def _processes() -> list[psutil.Process]:
-    own = psutil.Process()
-    return [own, *own.children(recursive=True)]
+def _compiled() -> dict[str, float]:
+    """What torch has compiled in this process so far, and how often it found the result in its cache."""
+    from torch._dynamo.utils import counters, cumulative_time_spent_ns
 
-
-def _cpu_seconds() -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in _processes())
+    inductor, autograd = counters["inductor"], counters["aot_autograd"]
+    return {
+        "compile_seconds": cumulative_time_spent_ns["entire_frame_compile"] / 1e9,
+        "cache_hits": inductor["fxgraph_cache_hit"] + autograd["autograd_cache_hit"],
+        "cache_misses": inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"],
+    }
 
 
 def main() -> None:
     """Reads one JSON line of settings, then a JSON line a round; answers each with one JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM writes to standard output; the answers must stay alone on theirs
-    job = json.loads(sys.stdin.readline())
+    job, own = json.loads(sys.stdin.readline()), psutil.Process()
     from vllm import LLM
 
     llm = LLM(
@@ -42,13 +46,13 @@ def main() -> None:
         dtype="bfloat16",
         **job["engine"],
     )
-    print(json.dumps({"ready": True}), file=answers)
+    print(json.dumps({"ready": True, "cpu_seconds": cpu_seconds(own), **_compiled()}), file=answers)
     for line in sys.stdin:
         asked = json.loads(line)
-        before = _cpu_seconds()
-        result: dict[str, Any] = run(llm, Workload(*asked["load"]), asked["seed"], job["steered"])
-        result["cpu_seconds"] = _cpu_seconds() - before
-        result["memory_mib"] = sum(process.memory_info().rss for process in _processes()) / 2**20
+        before = cpu_seconds(own)
+        result: dict[str, Any] = run(llm, Workload(*asked["load"]), asked["seed"], job["wish"])
+        result["cpu_seconds"] = cpu_seconds(own) - before
+        result["memory_mib"] = peak_mib(own)
         result["coverage"] = _coverage(llm)
         print(json.dumps(result), file=answers)
 

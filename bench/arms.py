@@ -1,12 +1,13 @@
-"""What is compared: stock vLLM, and vLLM with the monitor doing less or more."""
+"""What is compared: stock vLLM without any plugin, and vLLM with the monitor doing less or more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bench.model import BenchModel
+from bench.peers import PEERS
 
 Layers = Literal["one", "three", "all"]
 STOCK, AGAIN = "stock", "stock again"
@@ -20,14 +21,29 @@ class Arm:
     probes: int = 0
     layers: Layers = "three"
     monitored: bool = True
+    plugins: str = "probewatch"
+    """VLLM_PLUGINS of its processes."""
     vector: bool = False
     """A steering vector is loaded."""
     steered: bool = False
     """Every request asks for it, each with a scale of its own."""
     gated: bool = False
     """The first probe gates it."""
+    prompt: bool = False
+    """Prompt tokens count for the probes, not answers alone."""
+    expose: str = ""
+    """PROBEWATCH_EXPOSE: what replies over HTTP tell."""
+    peer: str | None = None
+    """Of ``bench.peers``: another project in the monitor's place."""
     columns: int = 0
     """Room in every tap; 0: what the server takes by itself."""
+
+    @property
+    def wish(self) -> dict[str, Any] | None:
+        """What every request asks for (``SamplingParams.extra_args``); ``{scale}`` is filled in, another for each."""
+        if self.steered:
+            return {"probewatch_steer": "bench:{scale}"}
+        return PEERS[self.peer].wish or None if self.peer else None
 
     def environment(self, model: BenchModel, folder: Path) -> dict[str, str]:
         """Settings of the engine's process; artifacts are written into ``folder``."""
@@ -35,10 +51,14 @@ class Arm:
             return {}
         layers = tapped(self.layers, model.layers)
         settings = {"PROBEWATCH_TAP_LAYERS": ",".join(map(str, layers))}
+        if self.expose:
+            settings["PROBEWATCH_EXPOSE"] = self.expose
         if self.columns:
             settings["PROBEWATCH_TAP_COLUMNS"] = str(self.columns)
         if self.probes:
-            files = model.write_probes(folder / self.name.replace(" ", "-"), self.probes, layers, self.gated)
+            files = model.write_probes(
+                folder / self.name.replace(" ", "-"), self.probes, layers, self.gated, self.prompt
+            )
             settings["PROBEWATCH_PROBES"] = ",".join(map(str, files))
         if self.vector:
             settings["PROBEWATCH_VECTORS"] = str(model.write_vector(folder, layers[-1]))
@@ -57,17 +77,22 @@ def tapped(layers: Layers, depth: int) -> tuple[int, ...]:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm(STOCK, monitored=False),
-        Arm(AGAIN, monitored=False),
+        Arm(STOCK, monitored=False, plugins=""),
+        Arm(AGAIN, monitored=False, plugins=""),
+        Arm("installed", monitored=False),
         Arm("idle"),
         Arm("1 probe", probes=1, layers="one"),
         Arm("8 probes", probes=8),
+        Arm("8 probes one layer", probes=8, layers="one"),
         Arm("8 probes all layers", probes=8, layers="all"),
+        Arm("8 probes prompt", probes=8, prompt=True),
+        Arm("8 probes streamed", probes=8, expose="verdict"),
         Arm("64 probes", probes=64),
         Arm("1000 probes", probes=1000),
         Arm("1000 probes one layer", probes=1000, layers="one"),
         Arm("vector loaded", layers="one", vector=True),
         Arm("steered", layers="one", vector=True, steered=True),
         Arm("gated", probes=1, layers="one", vector=True, gated=True),
+        *(Arm(name, monitored=False, plugins=peer.plugin, peer=name) for name, peer in PEERS.items()),
     )
 }

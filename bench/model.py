@@ -7,13 +7,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from probes.identity import model_identity
+from probes.manifest import TokenMask
 from probes.testing import write_artifact
 
 VOCABULARY = 32000
-_SHAPES = {  # hidden, intermediate, blocks, heads, key-value heads
+SHAPES = {  # hidden, intermediate, blocks, heads, key-value heads
+    "tiny": (256, 704, 4, 4, 4),  # to see that a benchmark works
     "134m": (768, 2048, 12, 12, 12),
     "1b": (2048, 8192, 16, 32, 8),
     "8b": (4096, 14336, 32, 32, 8),
@@ -29,11 +34,11 @@ class BenchModel:
     layers: int
 
     def write_probes(
-        self, folder: Path, count: int, layers: tuple[int, ...], gated: bool = False
+        self, folder: Path, count: int, layers: tuple[int, ...], gated: bool = False, prompt: bool = False
     ) -> list[Path]:
         """``count`` random logistic probes, spread over ``layers`` one layer each.
 
-        ``gated``: the first steers, from the first token on."""
+        ``gated``: the first steers, from the first token on. ``prompt``: tokens of the prompt count too."""
         folder.mkdir(parents=True, exist_ok=True)
         binding = model_identity(self.folder).binding()
         acting = {"default_action": "steer:bench:0.001", "threshold": -1e9}
@@ -45,6 +50,7 @@ class BenchModel:
                 layers=(layers[i % len(layers)],),
                 d_model=self.d_model,
                 binding=binding,
+                token_mask=TokenMask(prompt="all" if prompt else "none"),
                 **(acting if gated and i == 0 else {"threshold": 0.0}),
             )
             for i in range(count)
@@ -66,7 +72,7 @@ class BenchModel:
 
 def config_of(size: str) -> LlamaConfig:
     """Of a size class."""
-    d_model, intermediate, blocks, heads, kv_heads = _SHAPES[size]
+    d_model, intermediate, blocks, heads, kv_heads = SHAPES[size]
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=d_model,
@@ -98,3 +104,13 @@ def write_model(folder: Path, size: str = "134m", device: str = "cpu") -> BenchM
     for part, tensors in shards.items():
         save_file(tensors, folder / f"model-{part}.safetensors", metadata={"format": "pt"})
     return BenchModel(folder, config.hidden_size, config.num_hidden_layers)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One word a token, so that text of ``n`` words is a prompt of ``n`` tokens, there and back."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2", pad_token="w0"
+    ).save_pretrained(folder)

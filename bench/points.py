@@ -145,7 +145,7 @@ def _engine(model: BenchModel, arm: Arm, loads: Sequence[Workload], folder: Path
         "gpu_memory_utilization": 0.15,
     }
     log = Path(tempfile.gettempdir()) / f"probewatch-points.{arm.columns}.log"
-    return started(arm, model, folder, engine, log, {**environment(in_process=True), **ONE_CORE})
+    return started(arm, model, folder, engine, log, {**environment(in_process=True, kv_gib=2), **ONE_CORE})
 
 
 def _cpu_seconds(one: Running, load: Workload, seed: int) -> float:

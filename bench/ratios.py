@@ -13,7 +13,7 @@ MEASURES = {
     "inter_token_p99_seconds": "inter-token latency, 99th percentile",
     "first_token_seconds": "time to first token, median",
     "cpu_seconds": "CPU seconds",
-    "memory_mib": "resident memory",
+    "memory_mib": "peak resident memory",
 }
 Rounds = Sequence[dict[str, float]]
 

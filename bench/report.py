@@ -13,7 +13,10 @@ import torch
 
 from bench.arms import AGAIN, STOCK
 from bench.ratios import MEASURES, Ratio, Rounds, ratio
+from bench.targets import verdicts
 from bench.workload import Workload
+
+DRAWN = ("tokens_per_second", "inter_token_seconds", "first_token_seconds")
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
 """Rounds by workload and arm."""
@@ -31,8 +34,8 @@ def ratios(found: Found) -> dict[str, dict[str, dict[str, Ratio]]]:
     }
 
 
-def table(found: Found, loads: Sequence[Workload]) -> str:
-    """Markdown; the noise floor first."""
+def table(found: Found, loads: Sequence[Workload], device: str) -> str:
+    """Markdown; the noise floor first, then what may be said of the targets."""
     lines = []
     for load in loads:
         arms = found[load.name]
@@ -43,6 +46,10 @@ def table(found: Found, loads: Sequence[Workload]) -> str:
         for arm, per_measure in ratios({load.name: arms})[load.name].items():
             label = "stock against stock (noise floor)" if arm == AGAIN else arm
             lines += [f"| {label} | " + " | ".join(str(per_measure[name]) for name in measures) + " |"]
+        judged = list(verdicts(device, load, arms))  # type: ignore[arg-type]
+        if judged:
+            lines += ["\n| " + " | ".join(judged[0]) + " |", "|---" * len(judged[0]) + "|"]
+            lines += ["| " + " | ".join(one.values()) + " |" for one in judged]
     return "\n".join(lines)
 
 
@@ -65,35 +72,40 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def write_json(path: Path, found: Found, settings: dict[str, Any]) -> None:
-    """Every round and ratio."""
+def write_json(
+    path: Path, found: Found, loads: Sequence[Workload], device: str, settings: dict[str, Any]
+) -> None:
+    """Every round, ratio and verdict."""
     shown = {
         load: {arm: {name: vars(one) for name, one in per.items()} for arm, per in arms.items()}
         for load, arms in ratios(found).items()
     }
-    path.write_text(
-        json.dumps({"machine": machine(), "settings": settings, "ratios": shown, "rounds": found}, indent=1)
-    )
+    judged = {load.name: list(verdicts(device, load, found[load.name])) for load in loads}  # type: ignore[arg-type]
+    kept = {"machine": machine(), "settings": settings, "targets": judged, "ratios": shown, "rounds": found}
+    path.write_text(json.dumps(kept, indent=1))
 
 
 def draw(path: Path, found: Found) -> None:
-    """Throughput of every arm beside the noise floor."""
+    """Every arm beside the noise floor: a row of panels a load, a panel for each of ``DRAWN``."""
     from matplotlib.figure import Figure
 
     shown = ratios(found)
-    figure = Figure(
-        figsize=(8, 1 + sum(0.3 * len(arms) + 0.5 for arms in shown.values())), layout="constrained"
-    )
-    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axis, (load, arms) in zip(axes, shown.items(), strict=True):
-        for row, (arm, measures) in enumerate(arms.items()):
-            one = measures["tokens_per_second"]
-            bar = [[one.median - one.low], [one.high - one.median]]
-            axis.errorbar(
-                one.median, row, xerr=bar, fmt="o", color="0.5" if arm == AGAIN else "C0", capsize=3
-            )
-        axis.set_yticks(range(len(arms)), list(arms))
-        axis.invert_yaxis()
-        axis.axvline(1.0, color="0.8", zorder=0)
-        axis.set_title(f"{load} tokens: throughput, ratio to stock vLLM (95% interval)", fontsize=9)
-    figure.savefig(path, dpi=130)
+    height = 0.5 + sum(0.25 * len(arms) + 0.7 for arms in shown.values())
+    figure = Figure(figsize=(12, height), layout="constrained")
+    panels = figure.subplots(len(shown), len(DRAWN), squeeze=False, sharey="row")
+    for row, (load, arms) in zip(panels, shown.items(), strict=True):
+        for axis, name in zip(row, DRAWN, strict=True):
+            for y, (arm, measures) in enumerate(arms.items()):
+                if name not in measures:
+                    continue
+                one = measures[name]
+                bar = [[one.median - one.low], [one.high - one.median]]
+                color = "0.5" if arm == AGAIN else "C0"
+                axis.errorbar(one.median, y, xerr=bar, fmt="o", ms=4, color=color, capsize=3)
+            axis.axvline(1.0, color="0.8", zorder=0)
+            axis.set_title(f"{load}: {MEASURES[name]}", fontsize=8)
+            axis.tick_params(labelsize=8)
+        row[0].set_yticks(range(len(arms)), list(arms))
+        row[0].invert_yaxis()
+    figure.suptitle("ratio to stock vLLM, with its 95% interval", fontsize=9)
+    figure.savefig(path, dpi=110)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from bench.arms import Arm
 from bench.model import BenchModel
 from bench.workload import Workload
+from monitor.cost import Shape
 
 
 class Running:
@@ -31,8 +35,9 @@ class Running:
         self.end()
 
     def end(self) -> None:
-        """At once."""
-        self.process.kill()
+        """At once, with the engine's own processes: they would outlive their parent, and keep its memory."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -64,17 +69,21 @@ class Running:
         return result
 
 
-def environment(in_process: bool) -> dict[str, str]:
+def environment(in_process: bool, kv_gib: int) -> dict[str, str]:
     """The arms differ by what the arm sets and by nothing that the caller's shell happens to hold."""
-    inherited = {
-        k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS" and not k.startswith("PROBEWATCH_")
-    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PROBEWATCH_")}
     return {
         **inherited,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
         "VLLM_USE_AOT_COMPILE": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
     }
+
+
+def kv_gib(config: Mapping[str, Any], loads: Sequence[Workload]) -> int:
+    """Room for keys and values, so that no request of any load is preempted."""
+    tokens = max(load.requests * (load.tokens_in + load.tokens_out + 128) for load in loads)  # blocks of 128
+    return math.ceil(1.1 * tokens * Shape.of(config).kv_bytes / 2**30)
 
 
 def started(
@@ -88,8 +97,9 @@ def started(
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
-            env={**env, **arm.environment(model, folder)},
+            start_new_session=True,
+            env={**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)},
         )
     running = Running(arm, process)
-    running.send({"model": str(model.folder), "engine": engine, "steered": arm.steered})
+    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish})
     return running

@@ -33,8 +33,11 @@ class Workload:
         return cls(int(requests), int(tokens_in), int(tokens_out))
 
 
-def run(llm: Any, load: Workload, seed: int, steered: bool) -> dict[str, float]:
-    """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens."""
+def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None) -> dict[str, float]:
+    """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens.
+
+    ``wish``: what each request asks for; ``{scale}`` in it becomes a number of its own.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -42,14 +45,15 @@ def run(llm: Any, load: Workload, seed: int, steered: bool) -> dict[str, float]:
     begun: dict[str, float] = {}
     for number in range(load.requests):
         # Scales too small to change a token: the work is the same as with any other.
-        wish = {"probewatch_steer": f"bench:{(number + 1) * 1e-6:.7f}"} if steered else None
+        scale = f"{(number + 1) * 1e-6:.7f}"
+        own = {k: v.format(scale=scale) if isinstance(v, str) else v for k, v in (wish or {}).items()}
         params = SamplingParams(
             max_tokens=load.tokens_out,
             temperature=0,
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args=wish,
+            extra_args=own or None,
         )
         # No hyphen before a number: ids of one response end so, and its sequences are judged as one.
         name = f"bench{seed}x{load.requests}x{load.tokens_in}x{number}"

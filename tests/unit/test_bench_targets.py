@@ -1,0 +1,131 @@
+"""What the benchmark says of its targets, from planted rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench import peers, report
+from bench.arms import AGAIN, ARMS, STOCK
+from bench.full import PARTS
+from bench.ratios import Ratio, ratio
+from bench.running import kv_gib
+from bench.targets import TARGETS, Target, verdicts
+from bench.workload import Workload
+
+LOAD = Workload(32, 64, 64)
+QUIET = [1.0, 1.0005, 0.9995, 1.0002, 0.9998, 1.0, 1.0001, 0.9999]
+
+
+def rounds(factors: list[float]) -> list[dict[str, float]]:
+    return [
+        {"tokens_per_second": 1000 * f, "inter_token_seconds": 0.01 / f, "first_token_seconds": 0.1 / f}
+        for f in factors
+    ]
+
+
+def planted(loss: float, null: list[float] | None = None) -> dict[str, list[dict[str, float]]]:
+    return {
+        STOCK: rounds([1.0] * 8),
+        AGAIN: rounds(null or QUIET),
+        "8 probes": rounds([one * (1 - loss) for one in QUIET]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("loss", "null", "said"),
+    [
+        (0.001, None, "met"),
+        (0.02, None, "missed"),
+        (0.005, None, "unresolved"),
+        (0.001, [1.04 * one for one in QUIET], "unresolved"),
+        (0.02, [0.96 * one for one in QUIET], "unresolved"),
+    ],
+)
+def test_a_target_is_met_only_where_a_larger_loss_is_excluded(
+    loss: float, null: list[float] | None, said: str
+) -> None:
+    [found] = verdicts("cpu", LOAD, planted(loss, null))  # type: ignore[arg-type]
+    assert found["verdict"] == said
+    assert found["stock against stock"].startswith("1.0" if null is None else f"{null[0]:.2f}")
+
+
+def test_smaller_is_better_for_latencies() -> None:
+    null = Ratio(1.0, 0.999, 1.001)
+    target = Target("cuda", "8 probes", "inter_token_seconds", 1.003)
+    assert target.judged(Ratio(1.001, 1.0, 1.002), null) == "met"
+    assert target.judged(Ratio(1.01, 1.008, 1.02), null) == "missed"
+    assert target.judged(Ratio(1.002, 1.0, 1.004), null) == "unresolved"
+    idle = Target("cpu", "idle", "tokens_per_second", None)
+    assert idle.judged(Ratio(0.999, 0.998, 1.0), null) == "met"
+    assert idle.judged(Ratio(0.98, 0.97, 0.99), null) == "missed"
+
+
+def test_every_target_speaks_of_an_arm_and_of_its_loads_only() -> None:
+    assert all(target.arm in ARMS for target in TARGETS)
+    assert all(arm in ARMS for arms, _ in PARTS.values() for arm in arms)
+    assert not list(verdicts("cpu", Workload(8, 64, 64), planted(0.5)))  # type: ignore[arg-type]
+
+
+def test_the_report_prints_the_null_first_and_the_verdict(tmp_path: Path) -> None:
+    found = {LOAD.name: planted(0.02)}
+    shown = report.table(found, [LOAD], "cpu")
+    lines = [line for line in shown.splitlines() if line.startswith("| ")]
+    assert lines[1].startswith("| stock against stock (noise floor) | 1.0")
+    assert lines[2].startswith("| 8 probes | 0.98")
+    assert lines[-1].endswith("| missed |")
+    report.write_json(tmp_path / "out.json", found, [LOAD], "cpu", {})
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["targets"][LOAD.name][0]["verdict"] == "missed"
+    assert kept["ratios"][LOAD.name][AGAIN]["tokens_per_second"]["median"] == pytest.approx(1.0, abs=1e-3)
+    report.draw(tmp_path / "out.png", found)
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+def test_the_median_ratio_is_of_pairs() -> None:
+    stock = [{"x": 1.0}, {"x": 10.0}, {"x": 100.0}]
+    arm = [{"x": 2.0}, {"x": 20.0}, {"x": 200.0}]
+    assert ratio(arm, stock, "x") == Ratio(2.0, 2.0, 2.0)
+
+
+def test_a_peer_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not installed" in str(peers.why_not("vllm-lens"))
+    monkeypatch.setattr(peers.importlib.metadata, "version", lambda name: "0.32.0")
+    for pin, said in (("vllm==0.30.0", "wants vllm==0.30.0, here is 0.32.0"), ("vllm>=0.30", None)):
+        found = SimpleNamespace(requires=["torch", pin], version="1.3.0")
+        monkeypatch.setattr(peers.importlib.metadata, "distribution", lambda name, found=found: found)
+        reason = peers.why_not("vllm-lens")
+        assert reason is None if said is None else said in str(reason)
+
+
+def test_keys_and_values_of_all_requests_have_room() -> None:
+    config = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 32000,
+        "dtype": "bfloat16",
+    }
+    assert kv_gib(config, [Workload(1, 64, 64)]) == 1
+    assert kv_gib(config, [Workload(256, 64, 64), Workload(1, 64, 64)]) == 3
+
+
+def test_an_arm_says_what_its_processes_run_with(tmp_path: Path) -> None:
+    model = SimpleNamespace(
+        layers=12,
+        write_probes=lambda folder, count, layers, gated, prompt: [folder / f"{count}{prompt}"],
+        write_vector=lambda folder, layer: folder / f"vector{layer}",
+    )
+    assert ARMS[STOCK].plugins == "" == ARMS[AGAIN].plugins
+    assert ARMS["installed"].plugins == "probewatch"
+    assert ARMS["installed"].environment(model, tmp_path) == {}  # type: ignore[arg-type]
+    assert ARMS["idle"].environment(model, tmp_path) == {"PROBEWATCH_TAP_LAYERS": "2,5,8"}  # type: ignore[arg-type]
+    streamed = ARMS["8 probes streamed"].environment(model, tmp_path)  # type: ignore[arg-type]
+    assert streamed["PROBEWATCH_EXPOSE"] == "verdict"
+    counted = ARMS["8 probes prompt"].environment(model, tmp_path)  # type: ignore[arg-type]
+    assert counted["PROBEWATCH_PROBES"].endswith("8True")
+    assert ARMS["steered"].wish == {"probewatch_steer": "bench:{scale}"}
+    assert ARMS["8 probes"].wish is None
