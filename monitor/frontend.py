@@ -287,15 +287,10 @@ class Frontend:
 
     def counts(self) -> dict[str, tuple[float, float]]:
         """Tokens with and without a score of each attached probe."""
-        total = self.metrics.total
+        scored = self.metrics.totals("probewatch_tokens_scored_total")
+        unscored = self.metrics.totals("probewatch_tokens_unscored_total")
         names = [seat.probe.manifest.name for seat in self.bank.seats]
-        return {
-            name: (
-                total("probewatch_tokens_scored_total", name),
-                total("probewatch_tokens_unscored_total", name),
-            )
-            for name in names
-        }
+        return {name: (scored[name], unscored[name]) for name in names}
 
     def follow(self, other: Frontend) -> None:
         """Takes over what another engine of the same server has proven, and how it judges."""

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -176,21 +177,25 @@ class Metrics:
         assert isinstance(child, Histogram)
         child.observe(value)
 
-    def total(self, name: str, *first_labels: str) -> float:
-        """Sum over this engine's children of a counter whose labels begin with ``first_labels``.
+    def total(self, name: str, first_label: str | None = None) -> float:
+        """Sum over this engine's children of a counter, or over those with this first label of its own.
 
         With several API servers it is the sum over their processes.
         """
+        totals = self.totals(name)
+        return sum(totals.values()) if first_label is None else totals[first_label]
+
+    def totals(self, name: str) -> defaultdict[str, float]:
+        """The same by first label, in one walk through the children: many probes have many."""
         self.flush()
-        wanted = dict(
-            zip(("model_name", "engine", *CATALOGUE[name].labels), (*self._base, *first_labels), strict=False)
-        )
-        return sum(
-            sample.value
-            for family in self._families(name)
-            for sample in family.samples
-            if sample.name == name and wanted.items() <= sample.labels.items()
-        )
+        wanted = dict(zip(("model_name", "engine"), self._base, strict=True))
+        first = CATALOGUE[name].labels[0]
+        found: defaultdict[str, float] = defaultdict(float)
+        for family in self._families(name):
+            for sample in family.samples:
+                if sample.name == name and wanted.items() <= sample.labels.items():
+                    found[sample.labels[first]] += sample.value
+        return found
 
     def _families(self, name: str) -> Iterable[MetricFamily]:
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

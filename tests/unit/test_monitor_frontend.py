@@ -445,3 +445,13 @@ def test_coverage_is_one_where_nothing_is_lost(seed: int) -> None:
             frontend.arrive([Arrival(own, ids, *share)])
     assert len(engine.finished) == 5
     assert alone(frontend).coverage() == {"a": 1.0, "b": 1.0}
+
+
+def test_coverage_of_many_probes_walks_through_the_counters_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frontend, _ = make_frontend(*(alerting(name=f"p{number}") for number in range(20)))
+    send(frontend, running_of(), 1, 0, np.ones((3, frontend.bank.state_columns), np.float32))
+    walks: list[str] = []
+    families = frontend.metrics._families
+    monkeypatch.setattr(frontend.metrics, "_families", lambda name: walks.append(name) or families(name))
+    assert set(frontend.counts().values()) == {(3.0, 0.0)}
+    assert len(walks) == 2
