@@ -71,7 +71,10 @@ class Jury:
                 alone += seats
                 continue
             own = states[inside, bench.columns]
-            if len(own) and np.isfinite(own).all():
+            if not len(own):
+                thresholds = zip(bench.names, bench.thresholds.tolist(), strict=True)
+                found.update((name, ProbeVerdict(None, t, False, True, None, 0)) for name, t in thresholds)
+            elif np.isfinite(own).all():
                 found.update(_verdicts(bench, own, inside.start))
             else:
                 alone += seats
