@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +35,7 @@ from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
 
 REQUESTS, LAYERS, D_MODEL, BLOCK, LENGTH = 256, 3, 64, 16, 1024
-FED, STEPS, TOGETHER, PROMPT = 512, 400, 8, 500
+FED, STEPS, PROMPT = 512, 400, 500
 
 
 def make_probes(count: int) -> list[Probe]:
@@ -104,7 +103,7 @@ class Bench:
             running = begin(self.states[name])
             running.bank = bank
             running.fed = fed
-            running.states.extend(bytes(fed * bank.state_columns * 4))
+            running.states.append(bytes(fed * bank.state_columns * 4))
             self.tap.running[name] = (engines.first, running)
 
     def outputs(self) -> list[Any]:
@@ -141,35 +140,34 @@ class Bench:
 
 def measure(probes: int, requests: int, steps: int) -> dict[str, list[float]]:
     """Seconds of every step, by part. Ends the benchmark if not every token was scored."""
-    bench = Bench(probes, requests)
-    parts: dict[str, list[float]] = {"worker": [], "scheduler": [], "API server": []}
+    worker, scheduler, server = [], [], []
 
-    def timed(name: str, part: Callable[[], object]) -> None:
+    def delivered(bench: Bench) -> list[Any]:
+        output, outputs = bench.worker(), bench.outputs()
         started = time.thread_time()
-        part()
-        parts[name].append(time.thread_time() - started)
+        deliver(None, {0: SimpleNamespace(outputs=outputs)}, output)
+        scheduler.append(time.thread_time() - started)
+        worker.append(bench.spent)
+        return outputs
 
-    # Worker and scheduler share a process; the API server has its own, so its work must not come between them.
-    # Few messages are kept: memory that only the benchmark holds would be mapped anew in every step.
-    for _ in range(steps // TOGETHER):
-        messages = []
-        for _ in range(TOGETHER):
-            output = bench.worker()
-            parts["worker"].append(bench.spent)
-            outputs = bench.outputs()
-            results = {0: SimpleNamespace(outputs=outputs)}
-            timed("scheduler", lambda output=output, results=results: deliver(None, results, output))  # type: ignore[misc]
-            messages.append(outputs[0].kv_transfer_params)
-        for message in messages:
-            outputs = bench.outputs()
-            outputs[0].kv_transfer_params = message
-            timed("API server", lambda outputs=outputs: bench.tap.take(outputs, bench.states))  # type: ignore[misc]
+    # Worker and scheduler share a process; the API server has its own, so neither its work nor what it keeps in memory
+    # may come between theirs.
+    bench = Bench(probes, requests)
+    for _ in range(steps):
+        delivered(bench)
+    timed = len(worker)
+    bench = Bench(probes, requests)
+    for _ in range(steps):
+        outputs = delivered(bench)
+        started = time.thread_time()
+        bench.tap.take(outputs, bench.states)  # type: ignore[arg-type]
+        server.append(time.thread_time() - started)
     scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
-    if scored != requests * (steps // TOGETHER) * TOGETHER:
+    if scored != requests * steps:
         raise SystemExit(
             f"{scored:.0f} tokens were scored of {requests * steps}; this did not measure the usual path"
         )
-    return parts
+    return {"worker": worker[:timed], "scheduler": scheduler[:timed], "API server": server}
 
 
 def finishing(probes: int, fed: int, sequences: int = 64) -> list[float]:
@@ -189,7 +187,7 @@ def finishing(probes: int, fed: int, sequences: int = 64) -> list[float]:
 
 
 def main() -> None:
-    """Prints the median and the 99th percentile of each part, in microseconds."""
+    """Prints median, mean and 99th percentile of each part, in microseconds."""
     parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__.splitlines()[0])
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--requests", type=int, default=REQUESTS)
@@ -201,7 +199,8 @@ def main() -> None:
     )
     for name, seconds in parts.items():
         middle, slow = statistics.median(seconds) * 1e6, float(np.percentile(seconds, 99)) * 1e6
-        print(f"{name:>10}: median {middle:6.1f}   99th percentile {slow:6.1f}")
+        mean = statistics.fmean(seconds) * 1e6
+        print(f"{name:>10}: median {middle:6.1f}   mean {mean:6.1f}   99th percentile {slow:6.1f}")
     both = statistics.median(parts["worker"]) + statistics.median(parts["scheduler"])
     print(f"in the engine's process (worker + scheduler): {both * 1e6:.1f}")
     judging = statistics.median(finishing(args.probes, FED))

@@ -42,8 +42,8 @@ class Running:
     output_ids: array[int] = field(default_factory=lambda: array("i"))
     bank: ProbeBank | None = None
     """What it is judged by, from its first output to its end."""
-    states: bytearray = field(default_factory=bytearray)
-    """float32 rows [fed, K], laid out by ``bank``"""
+    states: list[bytes] = field(default_factory=list)
+    """float32 rows [fed, K], laid out by ``bank``, as they came: one array that grows would be moved again and again"""
     fed: int = 0
     traceparent: str | None = None
     """See ``Record``."""
@@ -137,7 +137,7 @@ class Frontend:
             fed = sampled + own_prompt - 1 if own_prompt else sampled
             if block is None or len(block) != fed or start != running.fed or epoch != bank.epoch:
                 block = self._rows_or_none(arrival, bank, fed)
-            running.states.extend(block.data.cast("B") if block.size else b"")
+            running.states.append(block.tobytes())
             running.output_ids.extend(new_ids)
             running.fed += fed
             prompt += own_prompt
@@ -253,7 +253,9 @@ class Frontend:
     def _states_of(self, running: Running, bank: ProbeBank) -> FloatArray:
         """[fed, K]"""
         if not running.lost:
-            return np.frombuffer(running.states, np.float32).reshape(running.fed, bank.state_columns)
+            return np.frombuffer(b"".join(running.states), np.float32).reshape(
+                running.fed, bank.state_columns
+            )
         return undelivered(running.fed, bank)
 
     def confirm(self) -> None:
