@@ -20,7 +20,7 @@ from bench.arms import AGAIN, ARMS, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
 from bench.report import Found, draw, table, write_json
-from bench.running import Running, environment, kv_gib, started
+from bench.running import Running, environment, kv_gib, started, tidy_when_terminated
 from bench.workload import Workload
 
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="draw the throughput here (PNG or SVG)")
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "probewatch-bench")
     args = parser.parse_args()
+    tidy_when_terminated()
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)

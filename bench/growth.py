@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import curves, fit, points
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
+from bench.running import tidy_when_terminated
 from bench.workload import Workload
 from monitor.cost import Device, Host, Shape
 
@@ -107,6 +108,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep the constants in monitor/cost.json")
     parser.add_argument("--quick", action="store_true", help="a few points, to see that it works")
     args = parser.parse_args()
+    tidy_when_terminated()
     asked = args.measure or (() if args.points else PARTS)
     found = {**(loaded(args.points) if args.points else {}), **measured(asked, args.quick)}
     if missing := set(PARTS) - set(found):
