@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace, folder: Path, stop: threading.Event) -> None:
             start("alertmanager", alertmanager(folder, ports), os.environ, ports.alertmanager),
             start("prometheus", prometheus(folder, ports), os.environ, ports.prometheus),
         ]
-        environment = serve_environment(os.environ, folder, ports)
+        environment = serve_environment(os.environ, folder, ports, shipped=args.model is None)
         server = start("server", serve(args, ports), environment, ports.server)
         print(f"up: starting; logs are in {folder}", flush=True)
         for watcher in watchers:
@@ -127,24 +127,29 @@ def serve(args: argparse.Namespace, ports: Ports) -> list[str]:
     shipped: dict[str, Any] = paths()
     probes = args.probe or (shipped["probes"] if args.model is None else [])
     model = args.model or shipped["model"]
-    small = ["--max-model-len=2048", f"--served-model-name={MODEL_NAME}"] if args.model is None else []
+    # A laptop's worth, which may have other work: by itself vLLM wants nearly all of the memory to be free.
+    laptop = ["--max-model-len=2048", "--gpu-memory-utilization=0.4", f"--served-model-name={MODEL_NAME}"]
     return [
         *(sys.executable, "-m", "monitor.cli", "serve", model),
         *(f"--probe={path}" for path in probes),
         "--host=127.0.0.1",
         f"--port={ports.server}",
-        *small,
+        *(laptop if args.model is None else []),
         *args.options,
     ]
 
 
-def serve_environment(environ: Mapping[str, str], folder: Path, ports: Ports) -> dict[str, str]:
-    """The user's own settings, and what else makes flags visible on one machine."""
+def serve_environment(
+    environ: Mapping[str, str], folder: Path, ports: Ports, shipped: bool
+) -> dict[str, str]:
+    """The user's own settings, and what else makes flags visible on one machine. ``shipped``: the model is."""
     defaults = {
         "PROBEWATCH_EVIDENCE_PATH": str(folder / "evidence.sqlite"),
         "PROBEWATCH_ALERTMANAGER_URL": ports.url(ports.alertmanager),
         "VLLM_USE_AOT_COMPILE": "0",
     }
+    if shipped:
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
     if "PROBEWATCH_ADMIN_KEY" not in environ:
         defaults["PROBEWATCH_OPEN_EVIDENCE"] = "1"  # everything listens on loopback
     return {**defaults, **environ}

@@ -158,6 +158,9 @@ def last_message(lines: Sequence[str]) -> str:
     return ""
 
 
+_NO_CAUSE = ("Engine core initialization failed", "See root cause above", "See stack trace for root cause")
+
+
 def failure(lines: Sequence[str]) -> str:
     """Why the server died, in one line: the monitor's own refusal, else the last error, else the last line."""
     for line in reversed(lines):
@@ -167,7 +170,7 @@ def failure(lines: Sequence[str]) -> str:
     for line in reversed(plain):
         match = _FAILURE.match(line)
         # vLLM ends with errors about its own shutdown, which name no cause.
-        if match and "Engine core initialization failed" not in line and "See root cause above" not in line:
+        if match and not any(said in line for said in _NO_CAUSE):
             return match["error"][:400]
     return next((line[:400] for line in reversed(plain) if line), "it wrote nothing")
 

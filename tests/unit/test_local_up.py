@@ -44,12 +44,23 @@ def test_the_shipped_model_brings_its_probes_and_another_only_its_own() -> None:
     assert "--host=127.0.0.1" in own
 
 
+def test_the_shipped_model_starts_beside_other_work_and_another_decides_for_itself(tmp_path: Path) -> None:
+    """By itself vLLM on a CPU refuses to start unless 92% of the memory is free."""
+    option = "--gpu-memory-utilization="
+    assert any(part.startswith(option) for part in serve(arguments(), PORTS))
+    assert not any(part.startswith(option) for part in serve(arguments(model="m"), PORTS))
+    room = "VLLM_CPU_KVCACHE_SPACE"
+    assert serve_environment({}, tmp_path, PORTS, shipped=True)[room] == "1"
+    assert serve_environment({room: "3"}, tmp_path, PORTS, shipped=True)[room] == "3"
+    assert room not in serve_environment({}, tmp_path, PORTS, shipped=False)
+
+
 def test_the_users_settings_win_and_a_key_closes_the_evidence(tmp_path: Path) -> None:
-    plain = serve_environment({}, tmp_path, PORTS)
+    plain = serve_environment({}, tmp_path, PORTS, shipped=False)
     assert plain["PROBEWATCH_OPEN_EVIDENCE"] == "1"
     assert plain["PROBEWATCH_ALERTMANAGER_URL"] == "http://127.0.0.1:9094"
     closed = serve_environment(
-        {"PROBEWATCH_ADMIN_KEY": "k", "PROBEWATCH_EVIDENCE_PATH": "off"}, tmp_path, PORTS
+        {"PROBEWATCH_ADMIN_KEY": "k", "PROBEWATCH_EVIDENCE_PATH": "off"}, tmp_path, PORTS, shipped=False
     )
     assert "PROBEWATCH_OPEN_EVIDENCE" not in closed
     assert closed["PROBEWATCH_EVIDENCE_PATH"] == "off"
