@@ -495,7 +495,7 @@ LOG = """
 Loading safetensors checkpoint shards: 100% Completed
 (EngineCore pid=2) ERROR 11-21 04:10:01 [core.py:9] Traceback (most recent call last):
 (EngineCore pid=2) ERROR 11-21 04:10:01 [core.py:9] ValueError: no room for the KV cache
-(EngineCore pid=2) ERROR 11-21 04:10:02 [core.py:9] Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root cause.
+(EngineCore pid=2) ERROR 11-21 04:10:02 [core.py:9] Exception: Worker failed. See stack trace for root cause.
 (APIServer pid=1) Traceback (most recent call last):
 (APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """.splitlines()
