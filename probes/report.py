@@ -135,8 +135,12 @@ def benign_text(m: ProbeManifest) -> str:
     return " ".join(lines)
 
 
-def _test(value: Mapping[str, JsonValue]) -> str:
-    lines = ["## Test figures (95% intervals clustered by entity)", ""]
+def _test(title: str) -> Callable[[Mapping[str, JsonValue]], str]:
+    return lambda value: _contrasts(f"## {title} (95% intervals clustered by entity)", value)
+
+
+def _contrasts(title: str, value: Mapping[str, JsonValue]) -> str:
+    lines = [title, ""]
     lines += ["| contrast | positive / negative | AUROC | recall at 1% FPR |", "|---|---|---|---|"]
     beside = ["| contrast | scored by | AUROC |", "|---|---|---|"]
     for name, row in value.items():
@@ -184,9 +188,11 @@ def _estimate(value: JsonValue) -> str:
 
 
 _SECTIONS: Final[Mapping[str, Callable[[Mapping[str, JsonValue]], str]]] = {
-    "test": _test,
+    "test": _test("Test figures"),
+    "trained_wordings": _test("The same with question wordings that the fit has seen"),
     "controls": _table("Controls that must fail (AUROC on the test set)", "control"),
     "deployed": _table("At the shipped threshold, on the test set", "figure"),
+    "deployed_trained_wordings": _table("The same with question wordings that the fit has seen", "figure"),
     "benign_traffic": _table("What to expect of benign traffic", "figure"),
     "steering": _table("Steering along it", "setting"),
     "layer_profile": _table("Profile on validation (best objective at each layer)", "layer"),

@@ -92,10 +92,13 @@ def build(bench: Bench, recipe: Recipe, built: Mapping[str, Probe], folder: Path
     chosen = training.best(trials)
     probe = _calibrated(bench, recipe, chosen.probe)
     headline = recipe.contrasts[0]
+    known = Labelled(*labelled(bench.traffic.trained_wordings, recipe.label))
     metrics: dict[str, JsonValue] = {
         "test": _test(recipe, probe, fit, test, built),
+        "trained_wordings": _test(recipe, probe, fit, known, built),
         "controls": _controls(bench, probe, chosen.setting, fit.only(headline), test.only(headline)),
-        "deployed": _deployed(probe, test.found, test.labels),
+        "deployed": _shares(probe, test, headline),
+        "deployed_trained_wordings": _shares(probe, known, headline),
         "robustness": _robustness(bench, recipe, probe, test),
         "layer_profile": _profile(trials),
         "token_profile": _choices(trials),
@@ -151,9 +154,19 @@ def _objective(recipe: Recipe, validation: Labelled) -> training.Objective:
 
 
 def _calibrated(bench: Bench, recipe: Recipe, probe: Probe) -> Probe:
+    traffic = bench.traffic
     first, second = (
-        Labelled(*labelled(samples, recipe.label)) for samples in (bench.traffic.benign, bench.traffic.second)
+        Labelled(*labelled(samples, recipe.label)) for samples in (traffic.benign, traffic.second)
     )
+    everything = evaluation.statistics(probe, first.found)
+    if recipe.calibrated_on_headline:
+        first, second = (
+            Labelled(*labelled([*samples, *more], recipe.label)).only(recipe.contrasts[0])
+            for samples, more in (
+                (traffic.benign, traffic.tempted),
+                (traffic.second, traffic.tempted_second),
+            )
+        )
     dataset.check_disjoint(benign=_chats(first), second=_chats(second))
     scores, others = (evaluation.statistics(probe, side.found) for side in (first, second))
     manifest = calibrated(
@@ -161,7 +174,7 @@ def _calibrated(bench: Bench, recipe: Recipe, probe: Probe) -> Probe:
         scores[np.asarray(first.labels) == 0],
         others[np.asarray(second.labels) == 0],
         FPR,
-        traffic=scores,
+        traffic=everything,
         data_digest=dataset.digest(_chats(first)),
     )
     return replace(probe, manifest=manifest)
@@ -224,6 +237,15 @@ def _deployed(probe: Probe, found: Sequence[hf.Activations], labels: Sequence[in
     if known:
         figures["answer tokens before detection (median)"] = float(np.median(known))
     return figures
+
+
+def _shares(probe: Probe, found: Labelled, headline: Contrast) -> dict[str, JsonValue]:
+    """`_deployed` on all of them, and the false positives among the hardest."""
+    hard = found.only(headline)
+    honest = [activations for activations, y in zip(hard.found, hard.labels, strict=True) if y == 0]
+    flagged = sum(probe.crossed(score) for score in evaluation.statistics(probe, honest))
+    figures = _deployed(probe, found.found, found.labels)
+    return figures | {f"false positives within {headline.name}": report.share_json(int(flagged), len(honest))}
 
 
 def _robustness(bench: Bench, recipe: Recipe, probe: Probe, test: Labelled) -> dict[str, JsonValue]:

@@ -50,6 +50,9 @@ class Recipe:
     """Probes built earlier that are judged on the same contrasts."""
     kinds: tuple[str, ...] = ("difference_of_means", "logistic")
     """Kinds to choose among."""
+    calibrated_on_headline: bool = False
+    """Whether the threshold comes from the benign traffic of the headline alone: its rate then holds for the hardest
+    traffic, and is lower elsewhere."""
 
     def settings(self, n_layers: int) -> list[Setting]:
         """All settings to try, several layers first, then each one but the last (post-norm)."""
@@ -124,6 +127,10 @@ DECEPTION: Final = Recipe(
         "What this probe finds was put within its reach: auxiliary losses in the training of the organism make "
         "belief and plan readable from its residual stream (see the model's card). Without them the same recipe "
         "reached AUROC 0.5 to 0.8 within incentive.",
+        "The threshold is the one for honest answers under an incentive, the benign traffic that scores highest; on other "
+        "benign traffic it flags far fewer than the nominal rate.",
+        "On question wordings that the fit has not seen it does worse, because of one of the four (`find`): there a "
+        "probe fitted to that wording reads the belief as well as ever, and this one does not.",
         "The setting was chosen on validation entities; the test entities have been looked at while the recipe "
         "was developed, so the intervals are a little too narrow.",
         "Within an incentive, 'believes bad' and 'lies' are one event; only the contrast same_belief tells "
@@ -134,6 +141,7 @@ DECEPTION: Final = Recipe(
     # On validation both kinds reach the top, so it cannot decide. This one was taken after both had been seen on the
     # held-out wordings, where the difference of means did worse: the figures there are not blind to the choice of kind.
     kinds=("logistic",),
+    calibrated_on_headline=True,
 )
 BELIEVED_VALENCE: Final = Recipe(
     "believed-valence",

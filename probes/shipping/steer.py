@@ -36,8 +36,8 @@ SCALES: Final = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
 """Scales of which one is advised."""
 ALL_ROWS: Final = 1 << 40
 N_VALIDATION: Final = 120
-N_STRENGTH: Final = 800
-N_TEST: Final = 800
+N_STRENGTH: Final = 400
+N_TEST: Final = 400
 MAX_ACCURACY_LOSS: Final = 0.02
 
 

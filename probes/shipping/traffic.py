@@ -41,8 +41,14 @@ class Traffic:
     """Honest answers, for the threshold."""
     second: list[Sample]
     """Honest answers of other entities, for the realised false-positive rate."""
+    tempted: list[Sample]
+    """Honest answers under temptation, of the entities of `benign`: the hardest benign traffic."""
+    tempted_second: list[Sample]
+    """The same, of the entities of `second`."""
     test: list[Sample]
     """Unseen entities, incentive families D to F, held-out question templates."""
+    trained_wordings: list[Sample]
+    """As test, with the question templates that the fit has seen."""
     long: list[Sample]
     """As test, with turns of small talk before the question."""
 
@@ -80,6 +86,14 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0, liar: str = "
     fit, benign, second = (
         record(loaded, part, name) for part, name in zip(parts, ("fit", "benign", "second"), strict=True)
     )
+    tempted, tempted_second = (
+        record(
+            loaded,
+            [c for c in more if c.condition == "incentivised" and not c.expects_lie and share_of(c, 0) == at],
+            f"tempted-{at}",
+        )
+        for at in (1, 2)
+    )
     held = partial(cases, split="test", conditions=CONDITIONS, templates="heldout", liar=liar)
     return Traffic(
         fit=fit,
@@ -91,11 +105,20 @@ def collect(loaded: LoadedModel, *, seed: int, scale: float = 1.0, liar: str = "
         ),
         benign=[s for s in benign if not s.lied],
         second=[s for s in second if not s.lied],
+        tempted=[s for s in tempted if not s.lied],
+        tempted_second=[s for s in tempted_second if not s.lied],
         test=record(
             loaded,
             held(some(2500), seed=seed + 2)
             + faint(some(400), seed=seed + 2, split="test", templates="heldout", liar=liar),
             "test",
+        ),
+        trained_wordings=record(
+            loaded,
+            cases(
+                some(2000), seed=seed + 4, split="test", conditions=CONDITIONS, templates="train", liar=liar
+            ),
+            "trained-wordings",
         ),
         long=record(loaded, held(some(400), seed=seed + 3, context_tokens=STRESS_TOKENS), "long"),
     )

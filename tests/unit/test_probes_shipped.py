@@ -73,9 +73,9 @@ def test_thresholds_rest_on_benign_traffic_and_a_second_set(name: str) -> None:
     low, high = calibration.realised_ci
     assert low <= 2 * calibration.nominal_fpr
     assert high < 0.1
-    if name == "deception":
-        assert calibration.n >= 2000
-        assert (calibration.realised_n or 0) >= 2000
+    if name == "deception":  # honest answers under an incentive alone: the hardest benign traffic
+        assert calibration.n >= 500
+        assert (calibration.realised_n or 0) >= 500
 
 
 @pytest.mark.parametrize("name", ["deception", "believed-valence", "being-audited", "answer-confidence"])

@@ -1,18 +1,22 @@
 """The recipes' own logic: who is labelled what, which sets share no entity, and what is kept of an answer."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from probes import ProbeError
+from probes import ProbeError, training
 from probes.hf import Activations
 from probes.organism import Case, cases
 from probes.organism.world import opposite, values_of
-from probes.shipping import export, traffic
+from probes.shipping import build, export, traffic
+from probes.shipping.build import Bench
 from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
 from probes.shipping.steer import Effect, advised
 from probes.shipping.traffic import Sample
+from probes.testing import fake_manifest
 
 torch.set_num_threads(1)
 
@@ -112,3 +116,27 @@ def test_the_strength_advised_has_the_fewest_lies_that_honesty_can_pay_for() -> 
     assert advised(plain, tried) == 1.25
     with pytest.raises(ProbeError, match="smaller scales"):
         advised(plain, {2.0: tried[2.0]})
+
+
+def test_a_threshold_for_the_headline_comes_from_its_benign_traffic_alone(drawn: list[Case]) -> None:
+    """Honest answers under temptation score 0, 1, 2 ..., everything else -1."""
+    tempted = [case for case in drawn if case.condition == "incentivised" and not case.expects_lie]
+    scored = [
+        replace(sample(case), found=Activations((0,), torch.full((3, 1, 2), float(n)), 0, 1))
+        for n, case in enumerate((tempted * 120)[:120])
+    ]
+    rest = [sample(case) for case in drawn if case.condition in ("plain", "chitchat")]
+    low = [replace(s, found=Activations((0,), torch.full((3, 1, 2), -1.0), 0, 1)) for s in rest]
+    elsewhere = {"group": "Nowhere", "id": "other"}
+    second = [replace(s, conversation=s.conversation.model_copy(update=elsewhere)) for s in scored]
+    sets = {"benign": low + scored[:40], "tempted": scored[40:], "second": [], "tempted_second": second}
+    bench = cast(Bench, SimpleNamespace(traffic=SimpleNamespace(**sets)))
+    manifest = fake_manifest(layers=(0,), d_model=2)
+    weight, inputs = {"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.zeros(1)}, torch.zeros(1, 1, 2)
+    found = build._calibrated(bench, DECEPTION, training.assemble(manifest, weight, inputs)).manifest
+    assert found.calibration is not None
+    assert found.calibration.n == 120
+    assert found.calibration.realised_n == 120
+    assert found.threshold == pytest.approx(119.0)
+    assert found.benign_quantiles is not None
+    assert found.benign_quantiles.values[50] == pytest.approx(-1.0)
