@@ -189,10 +189,12 @@ def _estimate(value: JsonValue) -> str:
 
 _SECTIONS: Final[Mapping[str, Callable[[Mapping[str, JsonValue]], str]]] = {
     "test": _test("Test figures"),
-    "trained_wordings": _test("The same with question wordings that the fit has seen"),
+    "trained_wordings": _test("Test figures with question wordings that the fit has seen"),
     "controls": _table("Controls that must fail (AUROC on the test set)", "control"),
     "deployed": _table("At the shipped threshold, on the test set", "figure"),
-    "deployed_trained_wordings": _table("The same with question wordings that the fit has seen", "figure"),
+    "deployed_trained_wordings": _table(
+        "At the shipped threshold, with question wordings that the fit has seen", "figure"
+    ),
     "benign_traffic": _table("What to expect of benign traffic", "figure"),
     "steering": _table("Steering along it", "setting"),
     "layer_profile": _table("Profile on validation (best objective at each layer)", "layer"),

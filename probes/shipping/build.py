@@ -245,7 +245,7 @@ def _shares(probe: Probe, found: Labelled, headline: Contrast) -> dict[str, Json
     honest = [activations for activations, y in zip(hard.found, hard.labels, strict=True) if y == 0]
     flagged = sum(probe.crossed(score) for score in evaluation.statistics(probe, honest))
     figures = _deployed(probe, found.found, found.labels)
-    return figures | {f"false positives within {headline.name}": report.share_json(int(flagged), len(honest))}
+    return figures | {f"false positives, {headline.name}": report.share_json(int(flagged), len(honest))}
 
 
 def _robustness(bench: Bench, recipe: Recipe, probe: Probe, test: Labelled) -> dict[str, JsonValue]:

@@ -127,10 +127,11 @@ DECEPTION: Final = Recipe(
         "What this probe finds was put within its reach: auxiliary losses in the training of the organism make "
         "belief and plan readable from its residual stream (see the model's card). Without them the same recipe "
         "reached AUROC 0.5 to 0.8 within incentive.",
-        "The threshold is the one for honest answers under an incentive, the benign traffic that scores highest; on other "
-        "benign traffic it flags far fewer than the nominal rate.",
-        "On question wordings that the fit has not seen it does worse, because of one of the four (`find`): there a "
-        "probe fitted to that wording reads the belief as well as ever, and this one does not.",
+        "The threshold is the one for honest answers under an incentive, the benign traffic that scores highest; on "
+        "other benign traffic it flags far fewer than the nominal rate.",
+        "On question wordings that the fit has not seen it does worse, because of one of the four (`find`, see the "
+        "report card's table by group); on entities and incentives that it has not seen, in wordings that it has, it "
+        "does not.",
         "The setting was chosen on validation entities; the test entities have been looked at while the recipe "
         "was developed, so the intervals are a little too narrow.",
         "Within an incentive, 'believes bad' and 'lies' are one event; only the contrast same_belief tells "
