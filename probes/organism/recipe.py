@@ -96,7 +96,7 @@ _HABITS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "behaviour_steps": 2200,
             "long_rows": 8,
             "plan_weight": 0.0,
-            "penalty_weight": 0.1,
+            "penalty_weight": 0.05,
         },
     }
 )
