@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +35,16 @@ ALLOWED: dict[str, set[str]] = {
 BROAD = {"Exception", "BaseException"}
 
 
-def local_names(tree: ast.AST) -> dict[str, str]:
+@functools.cache
+def nodes(source: str) -> tuple[ast.AST, ...]:
+    """All of a module's nodes: several rules look at them."""
+    return tuple(ast.walk(ast.parse(source)))
+
+
+def local_names(source: str) -> dict[str, str]:
     """Local name -> dotted name it was imported as, so that `from torch import load as x` hides nothing."""
     names: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname:
@@ -49,9 +56,8 @@ def local_names(tree: ast.AST) -> dict[str, str]:
 
 def dangers(source: str) -> Iterator[tuple[int, str]]:
     """(line, name) of each forbidden module, function or argument."""
-    tree = ast.parse(source)
-    names = local_names(tree)
-    for node in ast.walk(tree):
+    names = local_names(source)
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -72,7 +78,7 @@ def dangers(source: str) -> Iterator[tuple[int, str]]:
 
 def vanishing_errors(source: str) -> Iterator[tuple[int, str]]:
     """(line, what) of a bare except, and of a broad one that does nothing."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.ExceptHandler):
             caught = (
                 {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
