@@ -21,6 +21,8 @@ from probes.identity import model_identity
 from probes.testing import write_artifact
 
 ANSWER = 40
+FEW_BLOCKS = 24
+"""Of the KV cache: a third of what sixteen requests want, so that some are preempted and computed again."""
 GATES = {
     "within": {"layers": (EARLY,), "default_action": "steer:late:0.4:generated", "threshold": 2.05},
     "behind": {"layers": (EARLY, LATE), "default_action": "steer:early:ablate", "threshold": -0.45},
@@ -68,12 +70,23 @@ def subject(plain: Subject, tmp_path_factory: pytest.TempPathFactory) -> Subject
 
 
 @pytest.fixture(scope="module")
-def finished(subject: Subject, files: list[Path], run_engine: Runner) -> Finished:
+def job(files: list[Path]) -> dict[str, Any]:
+    return {"vectors": list(map(str, files)), "engine": {**FLOAT32, "async_scheduling": False}}
+
+
+@pytest.fixture(scope="module")
+def crowded(subject: Subject, job: dict[str, Any], run_engine: Runner) -> Finished:
+    """First turns on an engine that has to preempt."""
+    small = {**job, "engine": {**job["engine"], "num_gpu_blocks_override": FEW_BLOCKS}}
+    done = run_engine(subject.model, subject.probes, [phase(prompts(1)), phase(prompts(2))], **small)
+    assert done.status == 0, done.log[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(subject: Subject, job: dict[str, Any], crowded: Finished, run_engine: Runner) -> Finished:
     """Each conversation is continued by a second turn, first with the cache as we leave it, then as vLLM would."""
-    job = {"vectors": list(map(str, files)), "engine": {**FLOAT32, "async_scheduling": False}}
-    first = run_engine(subject.model, subject.probes, [phase(prompts(1)), phase(prompts(2))], **job)
-    assert first.status == 0, first.log[-3000:]
-    kept, left = ([ids.tolist() for ids in first.sequences(index)[1]] for index in (0, 1))
+    kept, left = ([ids.tolist() for ids in crowded.sequences(index)[1]] for index in (0, 1))
     phases = [phase(prompts(1)), phase(kept, 5), phase(prompts(2), sabotage="unsalted"), phase(left, 5)]
     done = run_engine(subject.model, subject.probes, phases, **job)
     assert done.status == 0, done.log[-3000:]
@@ -135,6 +148,19 @@ def test_gates_open_at_their_token_and_steer_from_there_on(
     assert any(one[0] is None for one in found) or any(one[1] is None for one in found)
 
 
+def test_a_request_that_is_preempted_is_steered_again_from_the_same_token_on(
+    crowded: Finished, subject: Subject, files: list[Path]
+) -> None:
+    assert total(crowded.phase(1)["metrics"], "vllm:num_preemptions_total") >= 5
+    for index, asked in enumerate((prompts(1), prompts(2))):
+        served, sequences = crowded.sequences(index)
+        states, tokens = expected(subject, files, crowded, index)
+        assert worst_difference(served, states) < TOLERANCE
+        for ids, prompt, following in zip(sequences, asked, tokens, strict=True):
+            assert ids[len(prompt) :].tolist() == following[len(prompt) - 1 :].tolist()
+    check_reconciled(crowded.phase(1)["metrics"], 32, ["within", "cosine"])
+
+
 def test_steered_tokens_are_counted(finished: Finished, subject: Subject) -> None:
     served, _ = finished.sequences(0)
     rows = {"late": 0, "early": 0}
@@ -162,4 +188,4 @@ def test_without_it_steering_leaks_into_the_next_turn(
 ) -> None:
     served, _ = finished.sequences(3)
     states, _ = expected(subject, files, finished, 3)
-    assert worst_difference(served, states) > max(1e-2, 2 * TOLERANCE)
+    assert worst_difference(served, states) > 100 * TOLERANCE
