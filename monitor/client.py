@@ -15,7 +15,7 @@ ADMIN_HEADER = "X-Probewatch-Admin-Key"
 API_KEY_VARIABLE = "VLLM_API_KEY"
 ADMIN_KEY_VARIABLE = "PROBEWATCH_ADMIN_KEY"
 TIMEOUT_SECONDS = 10.0
-CHANGE_SECONDS = 150.0
+LONG_SECONDS = 150.0
 """A change waits for all workers and API servers, words wait for a replay."""
 
 
@@ -72,7 +72,7 @@ class Server:
     def words(self, response_id: str, choice: int, probe: str) -> dict[str, Any]:
         """``GET /v1/probewatch/words``: logit-lens words at the peak of a probe; the server takes seconds."""
         asked = urlencode({"id": response_id, "choice": choice, "probe": probe})
-        reply = self._ask("GET", f"/v1/probewatch/words?{asked}", timeout=CHANGE_SECONDS)
+        reply = self._ask("GET", f"/v1/probewatch/words?{asked}", timeout=LONG_SECONDS)
         if reply.status_code in (404, 409, 429):
             raise ServerError(_reason(reply))
         return _object(self._checked(reply))
@@ -80,7 +80,7 @@ class Server:
     def scores(self, probe: str, since: str, until: str) -> dict[str, Any]:
         """``GET /v1/probewatch/scores``: what a probe's statistic was on recorded traffic."""
         asked = urlencode({"probe": probe, "since": since, "until": until})
-        reply = self._ask("GET", f"/v1/probewatch/scores?{asked}", timeout=CHANGE_SECONDS)
+        reply = self._ask("GET", f"/v1/probewatch/scores?{asked}", timeout=LONG_SECONDS)
         if reply.status_code in (404, 409, 422):
             raise ServerError(_reason(reply))
         return _object(self._checked(reply))
@@ -99,7 +99,7 @@ class Server:
 
     def _changed(self, method: str, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         self.status()  # a server without the plugin says how to start one with it
-        reply = self._ask(method, path, body, CHANGE_SECONDS)
+        reply = self._ask(method, path, body, LONG_SECONDS)
         if reply.status_code in (404, 409, 422):
             raise ServerError(_reason(reply))
         found = _json(self._checked(reply))

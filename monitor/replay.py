@@ -49,9 +49,15 @@ def _awaited(child: subprocess.Popen[bytes], question: bytes, closing: Callable[
             break
         except subprocess.TimeoutExpired:
             given = None
-            if time.monotonic() - begun > SECONDS or closing():
+            late = time.monotonic() - begun > SECONDS
+            if late or closing():
                 child.kill()
-                raise NoWords(f"the replay took longer than {SECONDS} s on the host's processor") from None
+                why = (
+                    f"took longer than {SECONDS} s on the host's processor"
+                    if late
+                    else "ended with the server"
+                )
+                raise NoWords(f"the replay {why}") from None
     if child.returncode:
         raise NoWords(f"the replay ended with status {child.returncode} (-9: no memory, -14: no time)")
     found: dict[str, Any] = json.loads(out)

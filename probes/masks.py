@@ -34,16 +34,16 @@ def mask(
 
 
 def span(length: int, prompt_length: int, token_mask: TokenMask) -> slice | None:
-    """The tokens of one sequence of `length` that `mask` counts, where they lie in one piece; None where they may not.
+    """The tokens of one sequence of `length` that `mask` counts, where they lie in one piece; None where they do not.
 
     Several times quicker than `mask`, for whoever judges many sequences.
     """
     counted = prompt_length if token_mask.prompt == "all" else token_mask.last_k or 0
     start = min(max(prompt_length - counted, 0), length)
     stop = length if token_mask.generated else min(prompt_length, length)
-    for skipped in sorted(token_mask.skip_positions):
-        if skipped == start < stop:
-            start += 1
-        elif start < skipped < stop:
-            return None
-    return slice(start, stop)
+    skipped = set(token_mask.skip_positions)
+    while start in skipped and start < stop:
+        start += 1
+    while stop - 1 in skipped and start < stop:
+        stop -= 1
+    return None if any(start <= position < stop for position in skipped) else slice(start, stop)

@@ -21,6 +21,10 @@ attention multiplies float32 in TF32 (10 bits), so what differs there is the res
 another token or request would be off by about 1."""
 
 
+LEAK = max(1e-2, 2 * TOLERANCE)
+"""Smallest difference that a test which provokes a leak has to see, in the same unit."""
+
+
 def options(memory: dict[str, Any]) -> list[str]:
     """Engine arguments as options of ``vllm serve``."""
     return [part for name, value in memory.items() for part in (f"--{name.replace('_', '-')}", str(value))]

@@ -11,7 +11,7 @@ import steered
 import tiny
 import torch
 from conftest import Finished, Runner, Subject, make_subject
-from machine import TOLERANCE
+from machine import LEAK, TOLERANCE
 from reference import check_reconciled, total, worst_difference
 from test_steering import EARLY, FLOAT32, LATE, vectors
 
@@ -188,4 +188,4 @@ def test_without_it_steering_leaks_into_the_next_turn(
 ) -> None:
     served, _ = finished.sequences(3)
     states, _ = expected(subject, files, finished, 3)
-    assert worst_difference(served, states) > max(1e-2, 2 * TOLERANCE)
+    assert worst_difference(served, states) > LEAK

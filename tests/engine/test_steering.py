@@ -11,7 +11,7 @@ import steered
 import tiny
 import torch
 from conftest import Finished, Runner, Subject, make_subject
-from machine import TOLERANCE
+from machine import LEAK, TOLERANCE
 from reference import check_reconciled, total, worst_difference
 from traffic import mixed
 
@@ -162,4 +162,4 @@ def test_without_the_salt_steering_leaks_into_plain_requests(
     served, sequences = finished.sequences(4)
     states, _ = expected(subject, files, sequences, again(None)["prompts"], ["early:0.3"] * 3)
     assert any(output["cached"] for output in finished.phase(4)["outputs"])
-    assert worst_difference(served, states) > max(1e-2, 2 * TOLERANCE)
+    assert worst_difference(served, states) > LEAK

@@ -292,7 +292,7 @@ class FakeServer:
             output = disordered(output)
         promise = Promise(lambda: output)
         if self.engine.depth > 1:
-            self.monitor.after_sampling(promise)  # puts itself in the place of the method
+            self.monitor.after_sampling(promise)
 
         def fetch() -> Any:
             with FailingRules.at_work(fault == "unfiled"):
