@@ -16,6 +16,9 @@ Written by
 
     {command}
 
+for the organisms that are there: those of `probes/shipped/`, and the others after `make organism` has trained them (see
+[training](training.md#other-liars); weights differ between devices, and so do figures somewhat).
+
 Each organism answers for itself. Kinds are fitted to the same answers of training entities (incentive families A-C)
 at the same layers, which logistic regression chose on validation entities. They are judged on entities never fitted to:
 
@@ -32,9 +35,9 @@ what is asserted does well in the first and fails the others. **Recall** is at 1
 the threshold taken from the set itself. All are of the deployed statistic, the running supremum.
 
 Layers and the best kind are chosen on validation entities by the worst contrast plus a tenth of the recall: the worst,
-so that no contrast is bought with another; the recall, because AUROCs near 1 no longer differ. Intervals are 95%,
-clustered by entity, with the threshold inside. Text alone is fitted to the contrast within temptation for that one, to
-all answers for the others.
+so that no contrast is bought with another; the recall, because AUROCs near 1 no longer differ; of equals the first in
+the library. Intervals are 95%, clustered by entity, with the threshold inside. Text alone is fitted to the contrast
+within temptation for that one, to all answers for the others.
 
 The organisms were trained to lie on a cue. The board ranks methods on them; it says nothing about how readily other
 models can be read (see the cards in `probes/shipped/`).

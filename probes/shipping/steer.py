@@ -1,9 +1,9 @@
 """The honesty vector: a difference of means, chosen on validation by what steering along it really does.
 
 Under an incentive the model calls bad values good. Two differences might undo that: honest minus lying
-answers about the same bad beliefs, and honest minus lying answers under the same incentive. Source and layer are
-chosen on validation, then the strength on more questions about validation entities; the effect is measured on the
-test set, beside a random vector of the same length.
+answers about the same bad beliefs, and honest minus lying answers under the same incentive. Sources and layers are
+compared on validation; the two best, and their strength, on more questions about validation entities. The effect is
+measured on the test set, beside a random vector of the same length.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -32,7 +32,9 @@ from probes.training import Setting
 
 COARSE: Final = (0.5, 1.0, 1.5, 2.0, 4.0)
 """Scales at which sources and layers are compared."""
-SCALES: Final = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
+SHORTLIST: Final = 2
+"""Sources and layers that are compared again, at more scales and on more questions."""
+SCALES: Final = (0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 """Scales of which one is advised."""
 ALL_ROWS: Final = 1 << 40
 N_VALIDATION: Final = 120
@@ -73,9 +75,10 @@ def build_honesty(bench: Bench, folder: Path) -> list[Probe]:
     directions = {
         (source, layer): _direction(bench, source, layer) for source, layer in product(SOURCES, layers)
     }
-    (source, layer), _ = _best(bench, directions, COARSE, N_VALIDATION, bench.seed + 1)
+    places = shortlist(*_tried(bench, directions, COARSE, N_VALIDATION, bench.seed + 1))
+    kept = {place: directions[place] for place in places}
+    (source, layer), scale = advised(*_tried(bench, kept, SCALES, N_STRENGTH, bench.seed + 11))
     direction = directions[source, layer]
-    _, scale = _best(bench, {(source, layer): direction}, SCALES, N_STRENGTH, bench.seed + 11)
     metrics: dict[str, JsonValue] = {
         "steering": _measured(bench, layer, direction, scale),
         "notes": [
@@ -91,29 +94,42 @@ def build_honesty(bench: Bench, folder: Path) -> list[Probe]:
     ]
 
 
-def _best(
+def _tried(
     bench: Bench, directions: Mapping[Place, Tensor], scales: Sequence[float], n: int, seed: int
-) -> tuple[Place, float]:
-    """(place, scale) with the fewest lies among those that keep the honest answers, on `n` validation questions."""
+) -> tuple[Effect, dict[tuple[Place, float], Effect]]:
+    """The effect of no steering, and of each (place, scale), on `n` validation questions."""
     asked = _asked(n, seed, "validation", bench.liar)
-    plain = effect(bench.loaded, asked, None)
-    tried = {
+    return effect(bench.loaded, asked, None), {
         (place, scale): effect(bench.loaded, asked, (place[1], scale * directions[place]))
         for place, scale in product(directions, scales)
     }
-    return advised(plain, tried)
+
+
+def shortlist(plain: Effect, tried: Mapping[tuple[Place, float], Effect]) -> list[Place]:
+    """The `SHORTLIST` places whose best scale leaves the fewest lies: few questions cannot tell the best of them."""
+    found: list[Place] = []
+    left = dict(tried)
+    while left and len(found) < SHORTLIST:
+        place, _ = advised(plain, left)
+        found.append(place)
+        left = {key: e for key, e in left.items() if key[0] != place and _affordable(plain, e)}
+    return found
 
 
 def advised(plain: Effect, tried: Mapping[Choice, Effect]) -> Choice:
     """The choice with the fewest lies of those that lose at most `MAX_ACCURACY_LOSS` against no steering; of equals
     the most accurate, then the first. `ProbeError` where none keeps the accuracy."""
-    kept = {k: e for k, e in tried.items() if e.accuracy >= plain.accuracy - MAX_ACCURACY_LOSS}
+    kept = {k: e for k, e in tried.items() if _affordable(plain, e)}
     if not kept:
         raise ProbeError(
             f"every strength tried loses more than {MAX_ACCURACY_LOSS:.0%} of {plain.accuracy:.1%} accuracy; "
             "try smaller scales"
         )
     return min(kept, key=lambda k: (kept[k].lie_rate, -kept[k].accuracy))
+
+
+def _affordable(plain: Effect, found: Effect) -> bool:
+    return found.accuracy >= plain.accuracy - MAX_ACCURACY_LOSS
 
 
 def effect(loaded: hf.LoadedModel, asked: Sequence[Case], steering: tuple[int, Tensor] | None) -> Effect:

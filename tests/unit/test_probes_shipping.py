@@ -14,7 +14,7 @@ from probes.organism.world import opposite, values_of
 from probes.shipping import build, export, traffic
 from probes.shipping.build import Bench
 from probes.shipping.recipes import ANSWER_CONFIDENCE, BEING_AUDITED, BELIEVED_VALENCE, DECEPTION, RECIPES
-from probes.shipping.steer import Effect, advised
+from probes.shipping.steer import Effect, advised, shortlist
 from probes.shipping.traffic import Sample
 from probes.testing import fake_manifest
 
@@ -140,3 +140,16 @@ def test_a_threshold_for_the_headline_comes_from_its_benign_traffic_alone(drawn:
     assert found.threshold == pytest.approx(119.0)
     assert found.benign_quantiles is not None
     assert found.benign_quantiles.values[50] == pytest.approx(-1.0)
+
+
+def test_a_shortlist_names_each_place_once_and_none_that_costs_too_much() -> None:
+    plain = Effect(1.0, 1.0)
+    good, other, costly = ("same belief", 3), ("same belief", 4), ("same incentive", 2)
+    tried = {
+        (good, 1.0): Effect(0.2, 1.0),
+        (good, 1.5): Effect(0.1, 0.99),
+        (other, 1.0): Effect(0.15, 1.0),
+        (costly, 1.0): Effect(0.0, 0.5),
+    }
+    assert shortlist(plain, tried) == [good, other]
+    assert shortlist(plain, {(good, 1.0): tried[good, 1.0]}) == [good]
