@@ -4,7 +4,7 @@ One monitored server of the shipped model, several clients that stream all the t
 chunks of one stream, which is one engine step and what delays it. A window reaches from the request of a change until
 ``TAIL_SECONDS`` after its answer; what counts is its largest gap, in steps (medians of all quiet gaps). Each window is
 compared with the quiet one of the same length right before it, so that what the machine does of itself counts alike on
-both sides.
+both sides; ``APART_SECONDS`` lie between the two, so that the gap in which a change was asked for is not in both.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ TOGETHER_SECONDS = 0.5e-3
 """What a client reads within that time was sent together: it waited once."""
 TAIL_SECONDS = 0.1
 """A change is felt in the steps after it too."""
+APART_SECONDS = 0.1
 ALLOWED_STEPS = 2.0
 QUARTILES, INTERVAL = (0.25, 0.5, 0.75), (0.025, 0.975)
 RESAMPLES = 10_000
@@ -134,7 +135,7 @@ def measure(url: str, rounds: int, clients: int, pause: float) -> dict[str, Any]
         for _ in range(rounds):
             for name in CHANGES:
                 # Room for a quiet window as long as the last of this kind, once the last change is over.
-                time.sleep(max([pause, *(2 * one.seconds for one in changes[-3:])]))
+                time.sleep(max([pause, *(2 * one.seconds + APART_SECONDS for one in changes[-3:])]))
                 asked = time.monotonic()
                 apply[name]()
                 changes.append(Change(name, asked, time.monotonic()))
@@ -158,8 +159,9 @@ def report(streams: Sequence[Stream], changes: Sequence[Change]) -> dict[str, An
     over = [float("-inf"), *(change.asked + change.seconds for change in changes)]
     pairs: list[tuple[Change, list[float], list[float]]] = []
     for change, free_since in zip(changes, over, strict=False):
-        begin = change.asked - change.seconds
-        quiet = gaps(streams, begin, change.asked)
+        end = change.asked - APART_SECONDS
+        begin = end - change.seconds
+        quiet = gaps(streams, begin, end)
         during = gaps(streams, change.asked, change.asked + change.seconds)
         if begin >= free_since and quiet and during:
             pairs.append((change, during, quiet))

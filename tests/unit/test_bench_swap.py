@@ -40,8 +40,9 @@ def steps(until: float, *stalls: float) -> list[float]:
 def test_a_stall_around_changes_shows_and_one_of_the_machine_counts_on_both_sides() -> None:
     asked = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     changes = [Change(CHANGES[i % 3], when, when + 0.15) for i, when in enumerate(asked)]
-    # Attaching stalls (at 1.05 and 4.05); around set the machine stalls, during the change and before it.
-    found = report([stream(steps(8.0, 1.05, 1.9, 2.1, 4.05, 4.9, 5.1))], changes)
+    # Attaching stalls, the first time in the very gap in which it is asked for (at 0.995 and 4.05); around set the
+    # machine stalls, during the change and before it.
+    found = report([stream(steps(8.0, 0.985, 1.8, 2.1, 4.05, 4.8, 5.1))], changes)
     assert found["step_ms"] == pytest.approx(10)
     assert found["left_out"] == 0
     attach, same, detach = (found["changes"][name] for name in CHANGES)
@@ -58,7 +59,7 @@ def test_a_stall_around_changes_shows_and_one_of_the_machine_counts_on_both_side
 
 def test_a_change_without_as_long_a_quiet_time_before_it_is_left_out() -> None:
     changes = [Change(name, when, when + 0.15) for name, when in zip(CHANGES, (1.0, 2.0, 3.0), strict=True)]
-    crowded = [*changes, Change("set", 3.15 + 2 * TAIL_SECONDS, 3.4 + 2 * TAIL_SECONDS)]
+    crowded = [*changes, Change("set", 3.15 + 2 * TAIL_SECONDS, 3.3 + 2 * TAIL_SECONDS)]
     found = report([stream(steps(5.0))], crowded)
     assert found["left_out"] == 1
     assert found["changes"]["set"]["windows"] == 1
