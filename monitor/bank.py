@@ -223,12 +223,12 @@ def _identity(probe: Probe) -> tuple[str, str]:
 
 
 def selection(indices: list[int]) -> Selection:
-    """Evenly spaced indices as a slice, which numpy reads several times faster than a list."""
+    """Evenly rising indices as a slice, which numpy reads several times faster than a list."""
     steps = set(np.diff(indices).tolist()) or {1}
-    if len(steps) > 1:
+    # They fall where a probe that came later sits in a place that became free before the others'.
+    if len(steps) > 1 or min(steps) < 1:
         return np.array(indices, np.intp)
-    step = steps.pop()
-    return slice(indices[0], indices[-1] + 1, step)
+    return slice(indices[0], indices[-1] + 1, steps.pop())
 
 
 def _groups(seats: Sequence[Seat]) -> list[_AffineGroup]:

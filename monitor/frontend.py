@@ -20,11 +20,13 @@ from monitor.metrics import Metrics
 from monitor.missing import all_missing, missing, undelivered
 from monitor.records import RecentRecords, Record
 from monitor.unscored import Reason, fill
-from monitor.verdict import of_probe, of_sequence
+from monitor.verdict import nothing_scored, of_probe, of_sequence
 
 Listener = Callable[[Record], None]
 _PHASES = {phase: [(phase,)] for phase in ("prompt", "generation")}
 
+PIECES_AT_MOST = 256
+"""In which a running sequence's states lie; each costs ten times what a few of its numbers do."""
 REMEMBERED_EPOCHS = 8
 """Banks of the past that messages still under way may have been laid out by."""
 
@@ -138,6 +140,8 @@ class Frontend:
             if block is None or len(block) != fed or start != running.fed or epoch != bank.epoch:
                 block = self._rows_or_none(arrival, bank, fed)
             running.states.append(block.tobytes())
+            if len(running.states) >= PIECES_AT_MOST:
+                running.states[:] = [b"".join(running.states)]
             running.output_ids.extend(new_ids)
             running.fed += fed
             prompt += own_prompt
@@ -220,8 +224,14 @@ class Frontend:
         bank = running.bank
         if bank is None:
             return None
-        states = self._states_of(running, bank)
-        verdicts = self._jury(bank).judge(states, running.prompt_tokens)
+        try:
+            states = self._states_of(running, bank)
+            verdicts = self._jury(bank).judge(states, running.prompt_tokens)
+        except Exception as error:  # a sequence that cannot be judged is unscored, and not forgotten
+            self.error("frontend", error)
+            states = undelivered(running.fed, bank)
+            manifests = [seat.probe.manifest for seat in bank.seats]
+            verdicts = {manifest.name: nothing_scored(manifest.threshold) for manifest in manifests}
         ids = (
             None
             if running.prompt_ids is None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat, Selection, selection
 from monitor.events import FloatArray, ProbeVerdict
-from monitor.verdict import judge
+from monitor.verdict import judge, nothing_scored
 from probes.manifest import TokenMask
 from probes.masks import span
 
@@ -73,7 +73,7 @@ class Jury:
             own = states[inside, bench.columns]
             if not len(own):
                 thresholds = zip(bench.names, bench.thresholds.tolist(), strict=True)
-                found.update((name, ProbeVerdict(None, t, False, True, None, 0)) for name, t in thresholds)
+                found.update((name, nothing_scored(threshold)) for name, threshold in thresholds)
             elif np.isfinite(own).all():
                 found.update(_verdicts(bench, own, inside.start))
             else:

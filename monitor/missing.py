@@ -41,7 +41,8 @@ def missing(
             phase: {reason: n for reason in Reason if (n := int((worst[rows] == reason).sum()))}
             for phase, rows in (("prompt", is_prompt), ("generation", ~is_prompt))
         }
-    return lost, bool(finite.any())
+    # Columns of no seat hold whatever a probe that has gone has left there.
+    return lost, any(bool(finite[:, seat.states].any()) for seat in bank.seats)
 
 
 def all_missing(bank: ProbeBank, prompt: int, generated: int) -> dict[str, Lost]:

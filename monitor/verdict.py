@@ -42,6 +42,11 @@ def judge(probe: Probe, states: FloatArray, prompt_tokens: int) -> ProbeVerdict:
     )
 
 
+def nothing_scored(threshold: float | None) -> ProbeVerdict:
+    """Of a probe that has no score of any token that counts."""
+    return ProbeVerdict(None, math.inf if threshold is None else threshold, False, True, None, 0)
+
+
 def of_probe(verdict: ProbeVerdict) -> str:
     """``flagged``, ``unscored`` or ``ok`` for a single probe."""
     if verdict.flagged:

@@ -57,13 +57,12 @@ def prepare(
     before: ProbeBank,
     desired: Sequence[Wanted],
     epoch: int,
-    known: dict[str, float],
     room: int | None,
     device: torch.device,
 ) -> Prepared:
-    """The bank that follows ``before``: loaded, laid out, and what is new in it tested.
+    """The bank that follows ``before``: loaded, laid out and tested; what stays as well, for it is gathered anew.
 
-    ``known``: results of the self-test in ``before``. ``room``: state columns of the score store.
+    ``room``: state columns of the score store.
     """
     bank = bank_of(before, desired, epoch, load_added(desired))
     if room is not None and bank.state_columns > room:
@@ -72,6 +71,4 @@ def prepare(
             "with a larger PROBEWATCH_TAP_COLUMNS"
         )
     weights = bank.weights().to(device)
-    kept = [one.name for one in desired if one.file is None]
-    found = score_golden_inputs(bank, weights, kept)
-    return Prepared(bank, weights, {**{name: known[name] for name in kept}, **found})
+    return Prepared(bank, weights, score_golden_inputs(bank, weights))

@@ -108,7 +108,9 @@ class OutputTap:
             self.frontend.last_error = (
                 f"worker: {step.errors} steps could not be scored; see the engine's log"
             )
-        if not self.frontend.attached and np.isfinite(step.states).any():
+        if not self.frontend.attached and any(
+            np.isfinite(step.states[:, s.states]).any() for s in bank.seats
+        ):
             self.frontend.confirm()  # an engine without our endpoint is proven by its first scores
 
     def finished(self, request_id: str, reason: str | None = None) -> None:

@@ -217,10 +217,10 @@ class WorkerMonitor:
         """
         room = None if self.reader is None else self.reader.store.columns
         probes = [Wanted(**one) for one in desired]
-        before, known, device = self.bank, self.selftest, self._weights.device
+        before, device = self.bank, self._weights.device
 
         def work() -> Prepared:
-            change = prepare(before, probes, epoch, known, room, device)
+            change = prepare(before, probes, epoch, room, device)
             self.check_actions(change.bank)
             return change
 
@@ -281,9 +281,14 @@ class WorkerMonitor:
         if not hasattr(output, "get_output"):
             self._complete(step, output)
             return
-        # On the object only data: a function that holds it would be a cycle, and keep the step until it is collected.
-        wrap_fetch(type(output))
-        setattr(output, CARRIER, (self, step))
+        try:
+            # On the object only data: a function that holds it would be a cycle, and keep the step until a collection.
+            wrap_fetch(type(output))
+            setattr(output, CARRIER, (self, step))
+        except Exception as error:
+            assert self.reader is not None
+            self.reader.lose()
+            self.guard(error)
 
     def _complete(self, step: Step, output: Any) -> None:
         assert self.reader is not None

@@ -14,7 +14,9 @@ from torch import Tensor
 from monitor.bank import ProbeBank
 from monitor.errors import AttachError
 from monitor.events import FloatArray
+from monitor.jury import Jury
 from monitor.unscored import Reason, explain, nan_for, reasons
+from monitor.verdict import judge
 from probes import Probe, kinds
 from tests.unit.monitor_fakes import make_probe
 
@@ -203,3 +205,31 @@ def test_a_silent_tap_says_so_in_the_states_of_every_kind() -> None:
 def test_two_probes_of_one_name_are_refused() -> None:
     with pytest.raises(AttachError, match=r"^[^\n]*names must differ[^\n]*same[^\n]*$"):
         ProbeBank([make_probe("same", 1), make_probe("other", 2), make_probe("same", 3)], [1, 2], 4, 1)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_probes_that_come_and_go_in_any_order_keep_their_own_states_and_verdicts(seed: int) -> None:
+    rng = random.Random(seed)
+    layers = [1, 2]
+    residual = torch.randn(2, 7, D, generator=torch.Generator().manual_seed(seed)) * 3
+    bank = ProbeBank([], layers, D, 8)
+    for turn in range(rng.randint(2, 7)):
+        stay = [seat.probe for seat in bank.seats if rng.random() < 0.6]
+        come = [
+            make_probe(
+                f"p{turn}-{i}", seed=100 * turn + i, layers=rng.choice([(1,), (2,), (1, 2)]), d_model=D
+            )
+            for i in range(rng.randint(0, 8 - len(stay)) // 2)
+        ]
+        bank = bank.follow([*stay, *come])
+        states = states_of(bank, residual)
+        for seat in bank.seats:
+            found = states[seat.probe.manifest.name]
+            np.testing.assert_allclose(found, expected(seat.probe, layers, residual), rtol=1e-4, atol=1e-4)
+        whole = bank.states(*tapped(bank, residual))
+        for seat in bank.seats:
+            together = Jury(bank).judge(whole, 3)[seat.probe.manifest.name]
+            alone = judge(seat.probe, whole[:, seat.states], 3)
+            assert together.score == pytest.approx(alone.score, abs=1e-5)
+            assert together[1:] == alone[1:]

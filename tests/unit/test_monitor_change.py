@@ -78,8 +78,8 @@ def test_a_change_is_in_force_once_it_is_committed_and_can_be_undone(
     prepare(monitor, told(first(monitor), wanted(load(file), file)), 4)
     assert monitor.bank is before
     tested = monitor.commit(4)
-    assert tested["first"] == 0.125, "what has passed is not tested again"
-    assert tested["second"] < 1e-4
+    assert tested.keys() == {"first", "second"}
+    assert max(tested.values()) < 1e-4, "what stays is tested again: it is gathered with other neighbours now"
     assert [name for name, _ in monitor.bank.contents] == ["first", "second"]
     assert torch.equal(monitor._weights, monitor.bank.weights())
     monitor.undo(3)

@@ -455,3 +455,31 @@ def test_coverage_of_many_probes_walks_through_the_counters_once(monkeypatch: py
     monkeypatch.setattr(frontend.metrics, "_families", lambda name: walks.append(name) or families(name))
     assert set(frontend.counts().values()) == {(3.0, 0.0)}
     assert len(walks) == 2
+
+
+def test_a_sequence_that_cannot_be_judged_is_unscored_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    frontend, registry = make_frontend(alerting())
+    running = running_of()
+    send(frontend, running, 1, 0, column(99.0, 99.0, 99.0))
+
+    def fails(*_: object) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr("monitor.jury.Jury.judge", fails)
+    record = frontend.finish(running, "stop")
+    assert record is not None
+    assert record.verdict == UNSCORED
+    assert frontend.recent.of("r") == [record]
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict=UNSCORED) == 1
+
+
+def test_an_answer_of_many_steps_lies_in_few_pieces() -> None:
+    frontend, _ = make_frontend(alerting())
+    running = running_of()
+    send(frontend, running, 1, 0, column(1.0, 2.0, 3.0))
+    for position in range(3, 1000):
+        send(frontend, running, 1, position, column(float(position)))
+    assert len(running.states) < 256
+    record = frontend.finish(running, "stop")
+    assert record is not None
+    assert record.states[3:, 0].tolist() == list(range(3, 1000))
