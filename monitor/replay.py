@@ -60,7 +60,10 @@ def _awaited(child: subprocess.Popen[bytes], question: bytes, closing: Callable[
                 raise NoWords(f"the replay {why}") from None
     if child.returncode:
         raise NoWords(f"the replay ended with status {child.returncode} (-9: no memory, -14: no time)")
-    found: dict[str, Any] = json.loads(out)
+    try:
+        found: dict[str, Any] = json.loads(out)
+    except ValueError as error:
+        raise NoWords(f"the replay answered no JSON ({error}); its model cannot be replayed here") from error
     return found
 
 

@@ -91,13 +91,13 @@ def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
     """Embedding, the first `n_blocks` blocks, final norm and unembedding, in the checkpoint's own dtype on the CPU.
 
     Whatever lies deeper is not read, nor is a tokenizer. `BindingError` as `load`, for a model that is fed more than
-    text, and for one whose weights are no safetensors.
+    text, for one with code of its own, which is never run, and for one whose weights are no safetensors.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     identity = replace(model_identity(model_dir), n_layers=n_blocks)
     with _readable(model_dir), _quiet():
-        config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+        config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
         if config.get_text_config() is not config:
             raise ValueError(f"{config.model_type} is fed more than text")
         for name, types in vars(config).copy().items():
@@ -110,6 +110,7 @@ def load_first_blocks(model_dir: Path, n_blocks: int) -> LoadedModel:
             dtype="auto",
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
         if told["missing_keys"]:

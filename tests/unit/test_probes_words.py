@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from tiny import CONFIGURATIONS, write_model
 from tiny import LAYERS as N_BLOCKS
 
 from monitor.shipped import paths
+from probes import words
 from probes.errors import BindingError, LayerMismatch
 from probes.fitting.lens import lens_logits
 from probes.fitting.lens_source import lens_source
@@ -69,6 +73,41 @@ def test_what_cannot_be_replayed_says_so_in_a_line(model_dir: Path, tmp_path: Pa
     with pytest.raises(BindingError, match="transformers cannot load it"):
         load_first_blocks(tmp_path, 2)
     assert "\n" not in answer({**question, "model": str(tmp_path)})["trouble"]
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_about(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.loads((model_dir / "config.json").read_text())
+    told |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')\n")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_dir / name).read_bytes())
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "no")
+    assert (
+        "cannot load it" in answer({"model": str(tmp_path), "ids": [1], "layers": [0], "top": 1})["trouble"]
+    )
+    assert not asked
+
+
+def test_stdout_holds_the_answer_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(model_dir: Path, n_blocks: int) -> LoadedModel:
+        print("one moment")
+        with pytest.raises(ValueError, match="closed"):
+            sys.stdin.readline()
+        raise BindingError(f"{model_dir} with {n_blocks} blocks")
+
+    monkeypatch.setattr(words, "load_first_blocks", chatty)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"model": "m", "layers": [1], "seconds": 0}'))
+    words.main()
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"trouble": "m with 2 blocks"}
+    assert "one moment" in said.err
 
 
 @pytest.mark.thorough
