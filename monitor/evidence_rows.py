@@ -122,7 +122,17 @@ def _pack_text(ids: list[int], text: Text) -> bytes:
     return zlib.compress(json.dumps([ids, [text.token_text(token) for token in ids]]).encode(), _FAST)
 
 
-_SHOWN = ("id", "model", "choice", "finished_at", "finish_reason", "verdict", "probes", "coverage")
+_SHOWN = (
+    "id",
+    "model",
+    "choice",
+    "finished_at",
+    "finish_reason",
+    "statistics",
+    "verdict",
+    "probes",
+    "coverage",
+)
 """The keys of ``records.detail``."""
 
 
@@ -136,7 +146,7 @@ def show(row: Row) -> dict[str, Any]:
         probe["tokens"] = []
     for probe, tokens in zip(told["probes"].values(), stored, strict=False):
         probe["tokens"] = list(show_tokens(tokens, told["prompt_tokens"], ids, texts))
-    return {key: told[key] for key in _SHOWN}
+    return {key: told[key] for key in _SHOWN if key in told}  # old rows lack the statistics
 
 
 def show_response(rows: Sequence[Row]) -> dict[str, Any]:

@@ -89,9 +89,14 @@ def headline(record: Record) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens,
         "fed_tokens": len(record.states),
         "flagged_by": flagged,
-        "statistics": {seat.probe.manifest.name: seat.probe.statistic_digest for seat in record.bank.seats},
+        "statistics": _statistics(record),
         **summary(record),
     }
+
+
+def _statistics(record: Record) -> dict[str, str]:
+    """Digest of what each probe was when it judged, by name: another probe may have the name since."""
+    return {seat.probe.manifest.name: seat.probe.statistic_digest for seat in record.bank.seats}
 
 
 def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
@@ -104,8 +109,15 @@ def detail(record: Record, text_of: TokenText) -> dict[str, Any]:
     shown = summary(record)
     for name, tokens in probe_tokens(record).items():
         shown["probes"][name]["tokens"] = list(show_tokens(tokens, record.prompt_tokens, ids, texts))
-    head = {"id": record.response_id, "model": record.model, "choice": record.choice}
-    return {**head, "finished_at": record.finished_at, "finish_reason": record.finish_reason, **shown}
+    return {
+        "id": record.response_id,
+        "model": record.model,
+        "choice": record.choice,
+        "finished_at": record.finished_at,
+        "finish_reason": record.finish_reason,
+        "statistics": _statistics(record),
+        **shown,
+    }
 
 
 def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:

@@ -7,8 +7,10 @@ scores the replayed residual, and the answer says whether that is what the serve
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +67,7 @@ class Words:
         self._limit_mib = limit_mib
         self._run = run
         self._running = threading.Lock()
-        self._known: OrderedDict[tuple[str, tuple[int, ...]], dict[str, Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, bytes], dict[str, Any]] = OrderedDict()
 
     def of(self, body: dict[str, Any], name: str, probes: Sequence[Probe], text: TokenText) -> dict[str, Any]:
         """The words at the peak of probe ``name``. ``body``: of ``GET /requests/{id}``; ``probes``: those attached.
@@ -97,7 +99,8 @@ class Words:
         }
 
     def _found(self, asked: Asked) -> dict[str, Any]:
-        key = (asked.probe.manifest.tensors_sha256, tuple(asked.ids))
+        # A digest of the ids, for the ids themselves may take megabytes.
+        key = (asked.probe.statistic_digest, hashlib.sha256(array("i", asked.ids).tobytes()).digest())
         if (known := self._known.get(key)) is not None:
             return known
         if not self._running.acquire(blocking=False):
@@ -147,6 +150,11 @@ def asked_of(body: dict[str, Any], name: str, probes: Sequence[Probe]) -> Asked:
     probe = next((one for one in probes if one.manifest.name == name), None)
     if probe is None:
         raise NoWords(f"probe {name[:64]!r} is not attached any more; attach it to see words at its layers")
+    if body.get("statistics", {}).get(name) != probe.statistic_digest:
+        raise NoWords(
+            f"the probe {name[:64]!r} that judged this response is not attached any more, another one has its name; "
+            "attach that artifact to see words at its layers"
+        )
     peak, tokens = said["peak_token"], said.get("tokens") or []
     if peak is None or peak >= len(tokens) or tokens[peak]["score"] is None:
         raise NoWords("no token scores of this probe are kept, so nobody knows its peak")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from monitor.config import Settings
+from monitor.evidence_rows import Text, make_row, show
 from monitor.frontend import Arrival, Running
 from monitor.host_memory import free_mib
 from monitor.http import HttpState, make_router
@@ -122,17 +124,61 @@ def test_what_is_not_known_is_named(tmp_path: Path) -> None:
         assert (reply.status_code, said in reply.json()["detail"]) == (status, True), reply.text
 
 
+def body_of(said: dict[str, Any], name: str = "lie") -> dict[str, Any]:
+    """A response that the probe judged, as ``GET /requests/{id}`` tells it."""
+    return {"id": "x", "statistics": {name: PROBE.statistic_digest}, "probes": {name: said}}
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_another_probe_of_the_same_name_has_no_words_for_an_earlier_verdict(
+    tmp_path: Path, where: str
+) -> None:
+    replays = Replays()
+    bench = Bench(tmp_path, replays)
+    told = bench.client.get("/v1/probewatch/requests/cmpl-1", headers=KEY).json()
+    if where == "disk":
+        (record,) = bench.frontend.recent.of("cmpl-1")
+        text = Text(str, str)
+        told = show(make_row(record, b"k", text))
+    other = alerting("lie", threshold=2.5, benign_quantiles=BENIGN, layers=(0, 1))
+    assert other.manifest.layers != PROBE.manifest.layers
+    words = Words(lambda: tmp_path, 4096, replays)
+    with pytest.raises(NoWords, match="another one has its name"):
+        words.of(told, "lie", [other], str)
+    assert not replays.asked
+    assert words.of(told, "lie", [PROBE], str)["agrees"]
+
+
+def test_what_is_remembered_does_not_grow_with_the_prompt(tmp_path: Path) -> None:
+    replays = Replays()
+    words = Words(lambda: tmp_path, 4096, replays)
+
+    def ask(count: int) -> None:
+        tokens = [{"token_id": 1, "score": 1.0}] * count
+        words.of(body_of({"peak_token": count - 1, "tokens": tokens}), "lie", [PROBE], str)
+        replays.asked.clear()
+
+    ask(3)  # what a first one allocates for good
+    tracemalloc.start()
+    try:
+        ask(30_000)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100_000
+
+
 def test_a_probe_that_is_gone_and_a_peak_that_is_none(tmp_path: Path) -> None:
     words, text = Words(lambda: tmp_path, 10, Replays()), str
     said = {"peak_token": 0, "tokens": [{"token_id": 1, "score": 1.0}]}
     with pytest.raises(NoWords, match="not attached any more"):
-        words.of({"id": "x", "probes": {"gone": said}}, "gone", [PROBE], text)
+        words.of(body_of(said, "gone"), "gone", [PROBE], text)
     for lacking in ({"peak_token": None}, {"tokens": []}, {"tokens": [{"token_id": 1, "score": None}]}):
         with pytest.raises(NoWords, match="knows its peak"):
-            words.of({"id": "x", "probes": {"lie": {**said, **lacking}}}, "lie", [PROBE], text)
+            words.of(body_of({**said, **lacking}), "lie", [PROBE], text)
     long = {"peak_token": 40_000, "tokens": [{"token_id": 1, "score": 1.0}] * 40_001}
     with pytest.raises(NoWords, match="at most 32768"):
-        words.of({"id": "x", "probes": {"lie": long}}, "lie", [PROBE], text)
+        words.of(body_of(long), "lie", [PROBE], text)
 
 
 def test_a_checkpoint_too_large_is_not_replayed(tmp_path: Path) -> None:
@@ -170,7 +216,7 @@ def test_one_replay_at_a_time(tmp_path: Path) -> None:
 
     words = Words(lambda: tmp_path, 10, Slow())
     tokens = [{"token_id": i, "score": 1.0} for i in range(3)]
-    body = {"id": "x", "probes": {"lie": {"peak_token": 2, "tokens": tokens}}}
+    body = body_of({"peak_token": 2, "tokens": tokens})
     first = threading.Thread(target=words.of, args=(body, "lie", [PROBE], str))
     first.start()
     assert inside.wait(5)
@@ -188,6 +234,8 @@ def child_of(program: str) -> subprocess.Popen[bytes]:
 def test_the_program_is_asked_and_given_up_when_the_server_closes() -> None:
     with child_of("import sys; print(sys.stdin.read())") as child:
         assert _awaited(child, b'{"a": 1}', lambda: False) == {"a": 1}
+    with child_of("print('Run its code? [y/N]')") as child, pytest.raises(NoWords, match="no JSON"):
+        _awaited(child, b"{}", lambda: False)
     with child_of("raise SystemExit(3)") as child, pytest.raises(NoWords, match="status 3"):
         _awaited(child, b"{}", lambda: False)
     with child_of("import time; time.sleep(60)") as child, pytest.raises(NoWords):
