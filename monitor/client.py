@@ -27,6 +27,10 @@ class UnknownRequest(ServerError):
     """The server remembers no finished request of that id."""
 
 
+class ServerBusy(ServerError):
+    """The server is at another such question; it says when to ask again."""
+
+
 class Server:
     """The routes of one server. Keys default to the environment: VLLM_API_KEY, PROBEWATCH_ADMIN_KEY.
 
@@ -70,10 +74,15 @@ class Server:
         return _object(self._checked(reply))
 
     def words(self, response_id: str, choice: int, probe: str) -> dict[str, Any]:
-        """``GET /v1/probewatch/words``: logit-lens words at the peak of a probe; the server takes seconds."""
+        """``GET /v1/probewatch/words``: logit-lens words at the peak of a probe; the server takes seconds.
+
+        Raises ``ServerBusy`` while it replays for somebody else.
+        """
         asked = urlencode({"id": response_id, "choice": choice, "probe": probe})
         reply = self._ask("GET", f"/v1/probewatch/words?{asked}", timeout=LONG_SECONDS)
-        if reply.status_code in (404, 409, 429):
+        if reply.status_code == 429:
+            raise ServerBusy(_reason(reply))
+        if reply.status_code in (404, 409):
             raise ServerError(_reason(reply))
         return _object(self._checked(reply))
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from monitor.client import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, Server
-from monitor.errors import ConfigurationError
+from monitor.client import ADMIN_KEY_VARIABLE, API_KEY_VARIABLE, Server, ServerBusy
+from monitor.errors import ConfigurationError, ServerError
 from monitor.remote import DEFAULT_URL
 from monitor.ui.case_file import case_html
+
+PAUSES = (5.0, 5.0, 10.0, 20.0)
+"""Seconds before a server that replays for somebody else is asked again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +68,27 @@ def export(
 
 
 def words_of(server: Server, case: dict[str, Any]) -> dict[str, Any]:
-    """As the page keeps them: by ``CHOICE/PROBE``, for every probe that flagged. Raises ``ServerError``."""
+    """As the page keeps them: by ``CHOICE/PROBE``, for every probe that flagged and has any.
+
+    Why one has none goes to stderr in a line: the case is worth writing without its words.
+    """
     sequences = case.get("choices", [{**case, "index": case.get("choice", 0)}])
-    return {
-        f"{one['index']}/{name}": server.words(case["id"], one["index"], name)
-        for one in sequences
-        for name, said in one["probes"].items()
-        if said["flagged"]
-    }
+    flagged = [
+        (one["index"], name) for one in sequences for name, said in one["probes"].items() if said["flagged"]
+    ]
+    found = {}
+    for choice, name in flagged:
+        try:
+            found[f"{choice}/{name}"] = _patiently(server, case["id"], choice, name)
+        except ServerError as error:
+            print(f"no words of {name}, choice {choice}: {error}", file=sys.stderr)
+    return found
+
+
+def _patiently(server: Server, response_id: str, choice: int, probe: str) -> dict[str, Any]:
+    for pause in PAUSES:
+        try:
+            return server.words(response_id, choice, probe)
+        except ServerBusy:
+            time.sleep(pause)
+    return server.words(response_id, choice, probe)

@@ -7,14 +7,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from monitor.cli import main
+from monitor.client import Server, ServerBusy
 from monitor.demo.fake import FakeServer, Planted
-from monitor.ui import case_file
+from monitor.errors import ServerError
+from monitor.ui import case_file, command
 from monitor.ui.assets import Asset, assets
 from monitor.ui.case_file import PLACEHOLDER, case_html, case_template, joined
 from monitor.ui.routes import PAGE, make_page_router
@@ -137,3 +140,28 @@ def test_the_command_exports_from_a_server(tmp_path: Path, capsys: pytest.Captur
         assert "remembered" in capsys.readouterr().err
         assert main(["export", "chatcmpl-0", "-o", str(tmp_path), "--url", fake.url]) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+
+def test_words_that_are_refused_leave_the_others_and_the_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, slept = tmp_path / "case.html", list[float]()
+    troubles = {"busy": [ServerBusy("replays"), ServerBusy("replays")], "gone": [ServerError("not attached")]}
+
+    def words(server: Server, response_id: str, choice: int, probe: str) -> dict[str, Any]:
+        if troubles.get(probe):
+            raise troubles[probe].pop(0)
+        return {"probe": probe, "marked": f"{response_id}/{choice}"}
+
+    monkeypatch.setattr(Server, "words", words)
+    monkeypatch.setattr(command.time, "sleep", slept.append)
+    with FakeServer(lambda messages: Planted("Hello.", 0.9)) as fake:
+        fake.post({"messages": [], "model": "m"})
+        said = next(iter(fake.records["chatcmpl-0"]["probes"].values()))
+        said["flagged"] = True
+        fake.records["chatcmpl-0"]["probes"] = {"gone": said, "busy": said}
+        assert main(["export", "chatcmpl-0", "--words", "-o", str(target), "--url", fake.url]) == 0
+    assert capsys.readouterr().err.splitlines() == ["no words of gone, choice 0: not attached"]
+    assert slept == [*command.PAUSES[:2]]
+    assert '"0/busy"' in target.read_text(encoding="utf-8")
+    assert '"0/gone"' not in target.read_text(encoding="utf-8")
