@@ -40,14 +40,16 @@ class Sites:
     grafana_url: str | None = None
 
     def links(self, event: Event, probe: dict[str, Any]) -> dict[str, str]:
-        """``runbook_url`` and ``dashboard_url``, as alerts of our rules carry them."""
+        """``runbook_url`` and ``dashboard_url``, as alerts of our rules carry them.
+
+        The board's ``instance`` is the target that Prometheus scrapes, which a server does not know; so none is chosen.
+        """
         found = {}
         if self.docs_url is not None:
             found["runbook_url"] = f"{self.docs_url.rstrip('/')}/runbooks/{ALERT_NAME}.md"
         if self.grafana_url is not None:
             variables = {
                 "var-model_name": event["model"]["name"],
-                "var-instance": urlsplit(event["server"]["url"]).netloc,
                 "var-probe": probe["name"],
             }
             found["dashboard_url"] = f"{self.grafana_url.rstrip('/')}/d/{BOARD}?{urlencode(variables)}"
