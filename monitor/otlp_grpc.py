@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from monitor.config import site_of
 from monitor.errors import ConfigurationError, ServerError
 from monitor.otlp_options import PREFIX, Options, read
 
@@ -43,7 +44,7 @@ class GrpcSender:
         self._signal = signal
         self._pauses = pauses
         self._closing = closing
-        self._endpoint = endpoint
+        self._site = site_of(endpoint)
         self._metadata = tuple((name.lower(), value) for name, value in options.headers.items())
         limits = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", ANSWER_BYTES))
         parts = urlsplit(endpoint)
@@ -71,6 +72,6 @@ class GrpcSender:
                 if code not in RETRIED or last:
                     reason = " ".join(str(error.details()).split())[:200]
                     raise ServerError(
-                        f"{self._endpoint} answers {code} ({reason}); look at the collector"
+                        f"{self._site} answers {code} ({reason}); look at the collector"
                     ) from error
         raise AssertionError("the last try returns or raises")
