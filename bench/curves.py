@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.fit import tap_shape
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
-from monitor.cost import Cost, Device, Host, Load, Shape, Taps, cost
+from monitor.cost import Cost, Device, Host, Load, Taps, cost
+from monitor.shape import Shape
 
 PROMPT, ANSWER = 512, 128
 """Tokens of a request, where requests a second count."""

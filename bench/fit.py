@@ -12,7 +12,8 @@ import numpy.typing as npt
 from scipy.optimize import least_squares, nnls
 
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
-from monitor.cost import CONSTANTS, Device, Host, Load, Shape, constants
+from monitor.cost import CONSTANTS, Device, Host, Load, constants
+from monitor.shape import Shape
 
 Floats = npt.NDArray[np.float64]
 _START = {

@@ -19,7 +19,8 @@ from bench import curves, fit, points
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
 from bench.running import tidy_when_terminated
 from bench.workload import Workload
-from monitor.cost import Device, Host, Shape
+from monitor.cost import Device, Host
+from monitor.shape import Shape
 
 PARTS = ("taps", "host", "finish", "steps")
 COMMAND = "python -m bench.growth --write"

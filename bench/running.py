@@ -17,7 +17,7 @@ from typing import Any
 from bench.arms import Arm
 from bench.model import BenchModel
 from bench.workload import Workload
-from monitor.cost import Shape
+from monitor.shape import Shape
 
 
 class Running:

@@ -21,97 +21,12 @@ launches (``step``): there the share of a step is an upper bound, far above the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from monitor.errors import ConfigurationError
+from monitor.shape import Shape
 
 CONSTANTS = Path(__file__).with_name("cost.json")
-_BYTES = {"float32": 4.0, "float64": 8.0}
-_TWO_MATRICES = ("gpt2", "opt", "gpt_neox", "gptj", "bloom", "falcon", "phi", "starcoder2")
-"""Model types whose feed-forward part is not gated."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder, as far as its costs go. Norms, biases and position embeddings are left out."""
-
-    d_model: int
-    layers: int
-    parameters: float
-    """Of all matrices, embeddings included."""
-    read: float
-    """Of the matrices that a step reads: not the input embeddings."""
-    active: float
-    """Of the matrices that multiply a token: of a mixture only the token's own experts."""
-    attention: int
-    """Query heads times their width."""
-    kv_bytes: float
-    """Of keys and values, a token."""
-    weight_bytes: float
-    """Of a parameter."""
-    number_bytes: float
-    """Of a number in the residual stream."""
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From the contents of a Hugging Face ``config.json``. Raises ``ConfigurationError`` naming what is missing."""
-        text = config.get("text_config") or config
-        d = _first(text, "hidden_size", "n_embd")
-        depth = _first(text, "num_hidden_layers", "n_layer")
-        heads = _first(text, "num_attention_heads", "n_head")
-        width = int(text.get("head_dim") or d // heads)
-        kv = int(text.get("num_key_value_heads") or heads) * width
-        vocabulary = _first(text, "vocab_size")
-        wide = int(text.get("intermediate_size") or text.get("n_inner") or text.get("ffn_dim") or 4 * d)
-        matrices = 2 if text.get("model_type") in _TWO_MATRICES else 3
-        attention = 2 * d * heads * width + 2 * d * kv
-        used, held = _feed_forward(text, matrices * d, wide)
-        tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-        read, head = depth * (attention + held) + vocabulary * d, vocabulary * d
-        number = _BYTES.get(str(text.get("dtype") or text.get("torch_dtype")), 2.0)
-        return cls(
-            d_model=d,
-            layers=depth,
-            parameters=read if tied else read + head,
-            read=read,
-            active=depth * (attention + used) + head,
-            attention=heads * width,
-            kv_bytes=2 * depth * kv * number,
-            weight_bytes=_quantized(config.get("quantization_config")) or number,
-            number_bytes=number,
-        )
-
-
-def _first(config: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        if isinstance(config.get(name), int) and config[name] > 0:
-            return int(config[name])
-    raise ConfigurationError(
-        f"the model's configuration has no positive {names[0]}; name the folder of a decoder, or its config.json"
-    )
-
-
-def _feed_forward(config: Mapping[str, Any], a_unit: int, wide: int) -> tuple[float, float]:
-    """Parameters of a block's feed-forward part: used by a token, and held."""
-    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
-    if not experts:
-        return a_unit * wide, a_unit * wide
-    expert = a_unit * int(config.get("moe_intermediate_size") or wide)
-    shared = expert * int(config.get("n_shared_experts") or 0)
-    shared += a_unit * int(config.get("shared_expert_intermediate_size") or 0)
-    chosen = int(config.get("num_experts_per_tok") or 1)
-    return expert * chosen + shared, expert * int(experts) + shared
-
-
-def _quantized(settings: Mapping[str, Any] | None) -> float | None:
-    """Bytes a weight; None where it is as wide as a number of the stream."""
-    if not settings:
-        return None
-    bits = settings.get("bits") or {"fp8": 8, "mxfp4": 4}.get(str(settings.get("quant_method")))
-    return int(bits) / 8 if bits else None
 
 
 @dataclass(frozen=True)

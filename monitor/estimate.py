@@ -13,8 +13,9 @@ from rich.table import Table
 
 from monitor.attach import make_plan, quartiles
 from monitor.config import Settings, load_settings
-from monitor.cost import Device, Host, Load, Shape, Taps, constants, cost, forward_work, tap_work
+from monitor.cost import Device, Host, Load, Taps, constants, cost, forward_work, tap_work
 from monitor.errors import ConfigurationError
+from monitor.shape import Shape
 
 REQUESTS = (1, 32, 256)
 LEGEND = (

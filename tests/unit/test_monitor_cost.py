@@ -11,8 +11,9 @@ import pytest
 
 from bench import fit
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
-from monitor.cost import Device, Host, Load, Shape, Taps, constants, cost, forward_work, tap_work
+from monitor.cost import Device, Host, Load, Taps, constants, cost, forward_work, tap_work
 from monitor.errors import ConfigurationError
+from monitor.shape import Shape
 
 LLAMA_8B = {
     "hidden_size": 4096,
@@ -59,6 +60,71 @@ def test_names_of_gpt2_nested_text_and_quantized_weights() -> None:
 def test_what_is_no_decoder_is_refused_in_one_line(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match=r"^[^\n]*hidden_size[^\n]*config\.json[^\n]*$"):
         Shape.of(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("intermediate_size", [16384] * 30),
+        ("num_key_value_heads", [8, 4]),
+        ("hidden_size", "wide"),
+        ("num_hidden_layers", -1),
+        ("vocab_size", 10**400),
+        ("quantization_config", {"bits": "int4"}),
+        ("quantization_config", "awq"),
+        ("quantization_config", {"config_groups": ["first"]}),
+        ("text_config", "llama"),
+    ],
+)
+def test_what_the_arithmetic_does_not_know_is_named_with_its_value(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Shape.of({**LLAMA_8B, name: value})
+    said = str(refused.value)
+    assert "\n" not in said
+    assert len(said) < 300
+    assert said.endswith("config.json")
+    assert name in said or "bits is 'int4'" in said or "config_groups is ['first']" in said
+
+
+def test_more_heads_than_the_stream_is_wide_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="64 attention heads in a hidden_size of 32"):
+        Shape.of({**LLAMA_8B, "hidden_size": 32, "num_attention_heads": 64})
+    assert Shape.of({**LLAMA_8B, "hidden_size": 32, "num_attention_heads": 64, "head_dim": 8}).kv_bytes > 0
+
+
+def test_weights_of_four_bits_by_every_name() -> None:
+    groups = {"group_0": {"weights": {"num_bits": 4}}, "group_1": {"weights": None}}
+    for settings in (
+        {"quant_method": "compressed-tensors", "config_groups": groups},
+        {"quant_method": "mxfp4"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    ):
+        assert Shape.of({**LLAMA_8B, "quantization_config": settings}).weight_bytes == 0.5
+
+
+def test_latent_attention_keeps_one_vector_and_one_key_a_token() -> None:
+    lite = {  # DeepSeek-V2-Lite: 15.7 billion parameters; its first block alone is dense
+        "hidden_size": 2048,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "vocab_size": 102400,
+    }
+    shape = Shape.of(lite)
+    assert shape.kv_bytes == 27 * (512 + 64) * 2
+    assert shape.parameters == pytest.approx(15.7e9, rel=0.04)
+    assert shape.attention == 16 * (512 + 576) // 2
+    assert Shape.of({**lite, "q_lora_rank": 1536}).read != shape.read
 
 
 def test_work_of_a_step_by_hand() -> None:
