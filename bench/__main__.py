@@ -16,11 +16,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.arms import AGAIN, ARMS, STOCK
+from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
-from bench.report import Found, draw, table, write_json
-from bench.running import Running, environment, kv_gib, started, tidy_when_terminated
+from bench.report import Found, device, draw, table, write_json
+from bench.running import (
+    Running,
+    engine_arguments,
+    environment,
+    kv_gib,
+    started,
+    tidy_when_terminated,
+)
 from bench.workload import Workload
 
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
@@ -30,11 +37,7 @@ DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
     """The engines of all arms; side by side they start only where ``--together`` says so."""
     model = write_model(folder / "model", args.model, args.device)
-    engine = {
-        "max_model_len": max(load.tokens_in + load.tokens_out for load in args.loads) + 16,
-        "max_num_seqs": max(load.requests for load in args.loads),
-        **json.loads(args.engine),
-    }
+    engine = engine_arguments(args.loads, json.loads(args.engine))
     env = environment(args.in_process, kv_gib(config_of(args.model).to_dict(), args.loads))
     running: list[Running] = []
     try:
@@ -89,7 +92,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=35.0, help="stop after it, with what there is")
     parser.add_argument(
-        "--arms", nargs="+", default=list(DEFAULT_ARMS), choices=[a for a in ARMS if a not in (STOCK, AGAIN)]
+        "--arms",
+        nargs="+",
+        default=list(DEFAULT_ARMS),
+        choices=[a for a in OFFLINE if a not in (STOCK, AGAIN)],
     )
     parser.add_argument(
         "--loads", type=Workload.parse, nargs="+", default=[Workload(32, 64, 64)], metavar="REQUESTSxIN+OUT"
@@ -105,16 +111,16 @@ def main() -> int:
     parser.add_argument("--together", action="store_true", help="start all engines at once")
     parser.add_argument("--folder", type=Path, help="keep model and artifacts here")
     parser.add_argument("--json", type=Path, help="write every round and ratio here")
-    parser.add_argument("--picture", type=Path, help="draw the throughput here (PNG or SVG)")
+    parser.add_argument("--picture", type=Path, help="draw throughput and latencies here (PNG or SVG)")
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "probewatch-bench")
     args = parser.parse_args()
     tidy_when_terminated()
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)
-    print(table(found, args.loads, args.device))
+    print(table(found, args.loads, device()))
     if args.json:
-        write_json(args.json, found, args.loads, args.device, {k: str(v) for k, v in vars(args).items()})
+        write_json(args.json, found, args.loads, device(), {k: str(v) for k, v in vars(args).items()})
     if args.picture:
         draw(args.picture, found)
     return 0

@@ -32,7 +32,7 @@ class Arm:
     prompt: bool = False
     """Prompt tokens count for the probes, not answers alone."""
     expose: str = ""
-    """PROBEWATCH_EXPOSE: what replies over HTTP tell."""
+    """PROBEWATCH_EXPOSE: what replies over HTTP tell; for ``bench.serving`` alone."""
     peer: str | None = None
     """Of ``bench.peers``: another project in the monitor's place."""
     columns: int = 0
@@ -96,3 +96,5 @@ ARMS = {
         *(Arm(name, monitored=False, plugins=peer.plugin, peer=name) for name, peer in PEERS.items()),
     )
 }
+OFFLINE = [name for name, arm in ARMS.items() if not arm.expose]
+"""Those that do something in an engine without a server."""

@@ -15,6 +15,8 @@ from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
 from monitor.cost import CONSTANTS, Device, Host, Load, constants
 from monitor.shape import Shape
 
+TAPS = ("launch_seconds", "tap_flops", "tap_bytes")
+"""What a device takes for taps."""
 Floats = npt.NDArray[np.float64]
 _START = {
     "step_seconds": 1e-4,
@@ -60,9 +62,8 @@ def fit_taps(device: Device, points: Sequence[TapPoint]) -> Device:
     def predict(one: Device) -> Floats:
         return np.array([one.tap_seconds(tap_shape(p.d_model), p.columns, p.rows) for p in points])
 
-    names = ("launch_seconds", "tap_flops", "tap_bytes")
     limits = {"tap_bytes": device.bytes, "tap_flops": device.flops} if device.overlaps else {}
-    return _fit(device, names, predict, np.array([p.seconds for p in points]), limits)
+    return _fit(device, TAPS, predict, np.array([p.seconds for p in points]), limits)
 
 
 def fit_forward(device: Device, shape: Shape, points: Sequence[StepPoint]) -> Device:
@@ -95,10 +96,11 @@ def _linear(features: Floats, found: Sequence[float]) -> list[float]:
     return [float(x) for x in nnls(features / whole[:, None], np.ones(len(whole)))[0]]
 
 
-def keep(device: Device, host: Host) -> None:
+def keep(host: Host, *measured: Device) -> None:
     """Writes the file of constants: what is given, beside the devices that others have measured."""
-    others = [one for one in constants()[0] if one.name != device.name] if CONSTANTS.exists() else []
-    devices = sorted((device, *others), key=lambda one: one.name)
+    given = {one.name for one in measured}
+    others = [one for one in constants()[0] if one.name not in given] if CONSTANTS.exists() else []
+    devices = sorted((*measured, *others), key=lambda one: one.name)
     kept = {"host": asdict(host), "devices": [asdict(one) for one in devices]}
     CONSTANTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
@@ -106,7 +108,17 @@ def keep(device: Device, host: Host) -> None:
 def keep_taps(name: str, points: Sequence[TapPoint], source: str) -> None:
     """The same for the taps of a GPU, whose other constants stand on a data sheet and are in the file already."""
     devices, host = constants()
-    keep(replace(fit_taps(next(one for one in devices if one.name == name), points), tap_source=source), host)
+    keep(host, *with_taps(devices, name, points, source))
+
+
+def with_taps(devices: Sequence[Device], name: str, points: Sequence[TapPoint], source: str) -> list[Device]:
+    """The device of that name with taps fitted to ``points``, and those that have borrowed its taps so far."""
+    [own] = (one for one in devices if one.name == name)
+    found = replace(fit_taps(own, points), tap_source=source)
+    taps = {part: getattr(found, part) for part in (*TAPS, "tap_source")}
+    lends = name in own.tap_source  # or it has borrowed them itself
+    same = [one for one in devices if one is own or (lends and one.tap_source == own.tap_source)]
+    return [replace(one, **taps) for one in same]
 
 
 def tap_shape(d_model: int) -> Shape:

@@ -10,7 +10,11 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from bench.arms import ARMS
+from bench.peers import why_not
 
 _SHORT = ["32x64+64"]
 _CONCURRENCY = [f"{n}x64+32" for n in (1, 8, 64, 256)]
@@ -28,6 +32,17 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
 """Arms and loads of each axis."""
 
 
+def able(arms: Sequence[str]) -> list[str]:
+    """Those that can run here; of the others a line says why not."""
+    found = []
+    for name in arms:
+        if ARMS[name].peer and (reason := why_not(name)):
+            print(reason, flush=True)
+        else:
+            found.append(name)
+    return found
+
+
 def main() -> int:
     """Runs the parts and prints what each of them prints. Status 1 if any failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.full", description=__doc__.splitlines()[0])
@@ -40,6 +55,8 @@ def main() -> int:
     for name in args.parts:
         arms, loads = PARTS[name]
         print(f"\n## {name}", flush=True)
+        if not (arms := able(arms)):
+            continue
         begun = time.monotonic()
         command = [
             sys.executable,

@@ -109,6 +109,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep the constants in monitor/cost.json")
     parser.add_argument("--quick", action="store_true", help="a few points, to see that it works")
     args = parser.parse_args()
+    if args.quick and args.write:
+        parser.error("--quick measures too few points for --write; leave one of them out")
     tidy_when_terminated()
     asked = args.measure or (() if args.points else PARTS)
     found = {**(loaded(args.points) if args.points else {}), **measured(asked, args.quick)}
@@ -128,7 +130,7 @@ def main() -> int:
     if args.picture:
         curves.draw(args.picture, bench_shape(), core, host, found)
     if args.write:
-        fit.keep(core, host)
+        fit.keep(host, core)
     return 0
 
 

@@ -18,7 +18,7 @@ import torch
 from bench import host
 from bench.arms import ARMS, STOCK, Arm
 from bench.model import BenchModel, write_model
-from bench.running import Running, environment, started
+from bench.running import Running, engine_arguments, environment, started
 from bench.workload import Workload
 from monitor.seam import tap
 
@@ -126,24 +126,19 @@ def steps(loads: Mapping[int, Sequence[Workload]], rounds: int) -> Iterator[Step
             with _engine(model, arm if width else ARMS[STOCK], own, Path(folder)) as one:
                 for load in own:
                     short = Workload(load.requests, load.tokens_in, 1)
-                    fewest = [
+                    differences = [
                         _cpu_seconds(one, load, seed) - _cpu_seconds(one, short, seed)
                         for seed in range(rounds)
                     ]
                     decoded = load.tokens_out - 1
                     context = load.tokens_in + decoded // 2
                     yield StepPoint(
-                        load.requests, context, load.requests, width, statistics.median(fewest) / decoded
+                        load.requests, context, load.requests, width, statistics.median(differences) / decoded
                     )
 
 
 def _engine(model: BenchModel, arm: Arm, loads: Sequence[Workload], folder: Path) -> Running:
-    engine = {
-        "max_model_len": max(load.tokens_in + load.tokens_out for load in loads) + 16,
-        "max_num_seqs": max(load.requests for load in loads),
-        "max_num_batched_tokens": 2048,
-        "gpu_memory_utilization": 0.15,
-    }
+    engine = engine_arguments(loads, {"max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.15})
     log = Path(tempfile.gettempdir()) / f"probewatch-points.{arm.columns}.log"
     return started(arm, model, folder, engine, log, {**environment(in_process=True, kv_gib=2), **ONE_CORE})
 

@@ -20,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.arms import ARMS
-from bench.model import write_model
+from bench.arms import ARMS, OFFLINE
+from bench.model import SHAPES, config_of, write_model
+from bench.peers import why_not
+from bench.running import engine_arguments, environment, kv_gib
 from bench.workload import Workload, run
 
 FOLDER = "BENCH_PROFILE_FOLDER"
@@ -119,24 +121,29 @@ def collect(folder: Path, phase: int) -> Spent:
 def main() -> None:
     """Prints a table for each load."""
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__.splitlines()[0])
-    parser.add_argument("--arm", default="8 probes", choices=list(ARMS))
+    parser.add_argument("--arm", default="8 probes", choices=OFFLINE)
     parser.add_argument("--loads", type=Workload.parse, nargs="+", default=[Workload(32, 64, 64)])
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--model", default="134m", choices=("134m", "1b", "8b"))
+    parser.add_argument("--model", default="134m", choices=SHAPES, help="size of the random Llama")
     parser.add_argument(
         "--engine", default='{"gpu_memory_utilization": 0.15}', help="more arguments of vllm.LLM, as JSON"
     )
     args = parser.parse_args()
     arm = ARMS[args.arm]
+    if arm.peer and (reason := why_not(args.arm)):
+        parser.error(reason)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "phase").write_bytes(b"\0")
         model = write_model(folder / "model", args.model)
-        os.environ |= {
+        settings = {
+            **environment(in_process=False, kv_gib=kv_gib(config_of(args.model).to_dict(), args.loads)),
             FOLDER: temporary,
-            "VLLM_USE_AOT_COMPILE": "0",
+            "VLLM_PLUGINS": arm.plugins,
             **arm.environment(model, folder),
         }
+        os.environ.clear()
+        os.environ.update(settings)
         watch = Watch(folder)
         time_parts(watch)
         from vllm import LLM
@@ -145,9 +152,7 @@ def main() -> None:
             model=str(model.folder),
             skip_tokenizer_init=True,
             dtype="bfloat16",
-            max_model_len=max(load.tokens_in + load.tokens_out for load in args.loads) + 16,
-            max_num_seqs=max(load.requests for load in args.loads),
-            **json.loads(args.engine),
+            **engine_arguments(args.loads, json.loads(args.engine)),
         )
         for phase, load in enumerate(args.loads, 1):
             watch.shared[0] = 0

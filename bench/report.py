@@ -58,6 +58,11 @@ def _stock(rounds: Rounds) -> str:
     return f"{middle:.0f} tokens/s"
 
 
+def device() -> str:
+    """What vLLM runs on here, and so whose targets are judged: ``cuda`` where there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

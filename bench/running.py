@@ -23,9 +23,10 @@ from monitor.shape import Shape
 class Running:
     """The process, and the lines that go in and out."""
 
-    def __init__(self, arm: Arm, process: subprocess.Popen[str]) -> None:
+    def __init__(self, arm: Arm, process: subprocess.Popen[str], log: Path) -> None:
         self.arm = arm
         self.process = process
+        self.log = log
 
     def __enter__(self) -> Running:
         self.answer()
@@ -52,7 +53,7 @@ class Running:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(
-                f"the {self.arm.name!r} engine ended with status {self.process.wait()}; see --log"
+                f"the {self.arm.name!r} engine ended with status {self.process.wait()}; see {self.log}"
             )
         found: dict[str, Any] = json.loads(line)
         return found
@@ -91,6 +92,15 @@ def kv_gib(config: Mapping[str, Any], loads: Sequence[Workload]) -> int:
     return math.ceil(1.1 * tokens * Shape.of(config).kv_bytes / 2**30)
 
 
+def engine_arguments(loads: Sequence[Workload], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``vllm.LLM``: room for the longest request and for as many as any load has; ``extra`` goes before."""
+    return {
+        "max_model_len": max(load.tokens_in + load.tokens_out for load in loads) + 16,
+        "max_num_seqs": max(load.requests for load in loads),
+        **extra,
+    }
+
+
 def started(
     arm: Arm, model: BenchModel, folder: Path, engine: dict[str, Any], log: Path, env: Mapping[str, str]
 ) -> Running:
@@ -105,6 +115,6 @@ def started(
             start_new_session=True,
             env={**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)},
         )
-    running = Running(arm, process)
+    running = Running(arm, process, log)
     running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish})
     return running

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.arms import AGAIN, ARMS, STOCK, Arm
+from bench.arms import AGAIN, ARMS, OFFLINE, STOCK, Arm
 from bench.model import SHAPES, BenchModel, write_model
 from bench.running import environment, started, tidy_when_terminated
 from bench.workload import Workload
@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.startup", description=__doc__.splitlines()[0])
     parser.add_argument("--imports", type=int, default=20, help="interpreters")
     parser.add_argument("--rounds", type=int, default=3, help="warm starts of each engine")
-    parser.add_argument("--arms", nargs="+", default=["8 probes", "1000 probes"], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=["8 probes", "1000 probes"], choices=OFFLINE)
     parser.add_argument("--model", default="134m", choices=SHAPES, help="size of the random Llama")
     parser.add_argument("--json", type=Path, help="keep every start here")
     args = parser.parse_args()

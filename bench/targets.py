@@ -10,6 +10,8 @@ from bench.ratios import MEASURES, Ratio, Rounds, ratio
 from bench.workload import Workload
 
 LARGER_IS_BETTER = ("tokens_per_second",)
+RESOLVED = 0.02
+"""Widest interval, of the arm and of stock against itself, that can show that the two are alike."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Target:
         """``met``, ``missed`` or ``unresolved``.
 
         The interval must exclude a larger loss, or exclude the target. Where stock differs from itself, nothing can be
-        said, whatever the arm's interval.
+        said, whatever the arm's interval. As stock against stock is what overlaps it, both no wider than ``RESOLVED``.
         """
-        if self.goal is None:
-            return "met" if found.low <= null.high and null.low <= found.high else "missed"
         if not null.low <= 1.0 <= null.high:
             return "unresolved"
+        if self.goal is None:
+            if found.low > null.high or found.high < null.low:
+                return "missed"
+            return "met" if max(found.high - found.low, null.high - null.low) <= RESOLVED else "unresolved"
         return found.against(self.goal, self.measure in LARGER_IS_BETTER)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bench import peers, report
-from bench.arms import AGAIN, ARMS, STOCK
-from bench.full import PARTS
+from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
+from bench.full import PARTS, able
 from bench.ratios import Ratio, ratio
-from bench.running import kv_gib
+from bench.running import Running, engine_arguments, kv_gib
 from bench.targets import TARGETS, Target, verdicts
 from bench.workload import Workload
 
@@ -64,6 +65,18 @@ def test_smaller_is_better_for_latencies() -> None:
     assert idle.judged(Ratio(0.98, 0.97, 0.99), null) == "missed"
 
 
+@pytest.mark.parametrize(
+    ("found", "null"),
+    [
+        (Ratio(0.90, 0.60, 1.20), Ratio(1.0, 0.99, 1.01)),
+        (Ratio(0.90, 0.89, 0.91), Ratio(0.9, 0.50, 1.50)),
+        (Ratio(0.96, 0.955, 0.965), Ratio(0.96, 0.955, 0.965)),
+    ],
+)
+def test_noise_does_not_meet_the_noise_floor(found: Ratio, null: Ratio) -> None:
+    assert Target("cpu", "idle", "tokens_per_second", None).judged(found, null) == "unresolved"
+
+
 def test_every_target_speaks_of_an_arm_and_of_its_loads_only() -> None:
     assert all(target.arm in ARMS for target in TARGETS)
     assert all(arm in ARMS for arms, _ in PARTS.values() for arm in arms)
@@ -101,6 +114,24 @@ def test_a_peer_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -
         assert reason is None if said is None else said in str(reason)
 
 
+def test_a_part_without_an_arm_that_can_run_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not able(PARTS["peers"][0])
+    assert capsys.readouterr().out.count("left out") == 2
+    assert able(["8 probes", "vllm-lens"]) == ["8 probes"]
+
+
+def test_room_is_made_for_the_largest_of_all_loads() -> None:
+    asked = engine_arguments([Workload(32, 64, 64), Workload(1, 4000, 16)], {"max_num_seqs": 8})
+    assert asked == {"max_model_len": 4032, "max_num_seqs": 8}
+
+
+def test_an_engine_that_died_names_its_log(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        running = Running(ARMS[STOCK], process, tmp_path / "stock.log")
+        with pytest.raises(SystemExit, match=r"'stock' engine ended with status 0; see \S+stock\.log$"):
+            running.answer()
+
+
 def test_keys_and_values_of_all_requests_have_room() -> None:
     config = {
         "hidden_size": 768,
@@ -127,5 +158,6 @@ def test_an_arm_says_what_its_processes_run_with(tmp_path: Path) -> None:
     assert streamed["PROBEWATCH_EXPOSE"] == "verdict"
     counted = ARMS["8 probes prompt"].environment(model, tmp_path)  # type: ignore[arg-type]
     assert counted["PROBEWATCH_PROBES"].endswith("8True")
+    assert "8 probes streamed" not in OFFLINE, "nobody reads a reply over HTTP there"
     assert ARMS["steered"].wish == {"probewatch_steer": "bench:{scale}"}
     assert ARMS["8 probes"].wish is None

@@ -195,6 +195,24 @@ def test_planted_constants_are_found_again() -> None:
     assert fit.fit_finish(ended) == pytest.approx([1e-4, 3e-6, 2e-9])
 
 
+def test_measured_taps_go_to_all_that_borrow_them_and_to_no_lender() -> None:
+    own = replace(DEVICE, name="H100", tap_source="H100; once")
+    borrower = replace(own, name="H200", bytes=2e11)
+    other = replace(own, name="CPU core", tap_source="once")
+    truth = replace(DEVICE, launch_seconds=9e-6)
+    taps = [
+        TapPoint(64, n, c, truth.tap_seconds(fit.tap_shape(64), c, n)) for n in (1, 999) for c in (16, 99)
+    ]
+    found = fit.with_taps([other, own, borrower], "H100", taps, "H100; again")
+    assert [one.name for one in found] == ["H100", "H200"]
+    assert {one.tap_source for one in found} == {"H100; again"}
+    assert {one.launch_seconds for one in found} == {found[0].launch_seconds}
+    assert found[0].launch_seconds == pytest.approx(9e-6, rel=0.05)
+    assert found[1].bytes == 2e11
+    [alone] = fit.with_taps([other, own, borrower], "H200", taps, "H200; once")
+    assert alone.name == "H200"
+
+
 def test_the_model_needs_no_torch() -> None:
     code = "import sys, monitor.cost; monitor.cost.constants(); sys.exit('torch' in sys.modules)"
     assert (
