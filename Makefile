@@ -4,7 +4,7 @@ PYTHON_ENV := .venv/bin
 # Two processes, a file's tests in one of them so that its fixtures are made once; other rooms are not even imported.
 UNITS := OMP_NUM_THREADS=1 $(PYTHON_ENV)/python -m pytest -n 2 --dist loadfile -o testpaths=tests/unit
 
-.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench bench-full bench-growth startup-bench serving-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard report-card clean
+.PHONY: help setup demo test-tools test test-unit lint dashboards rules-check deploy-check bench host-bench gating-bench bench-full bench-growth startup-bench serving-bench swap-bench fleet-bench fuzz storm soak walkthrough compat organism probes leaderboard report-card clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -49,7 +49,7 @@ deploy-check:  ## kustomize on deploy/kubernetes (needs kubectl, and no cluster)
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
 
-bench-full: setup  ## the same with one axis after the other varied (2 hours; BENCH_ARGS="--parts steering")
+bench-full: setup  ## the same with one axis after the other varied (20 minutes for each of 8 parts; BENCH_ARGS="--parts steering")
 	@$(PYTHON_ENV)/python -m bench.full $(BENCH_ARGS)
 
 serving-bench: setup  ## real servers under vLLM's own open-loop client

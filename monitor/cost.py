@@ -13,9 +13,9 @@ more than without a tap, and read once), ``K`` the numbers that a token's scores
 ``work(operations, bytes)`` is the larger of the two times on a device that overlaps them (a GPU), their sum on one
 that does not (a CPU core).
 
-The constants lie in ``cost.json``, each with the command that measured it (``python -m bench.growth --write``) or the
-data sheet it stands on. No engine reaches the limits of a data sheet, and that knows nothing of vLLM's own work between
-launches (``step``): there the share of a step is an upper bound, far above the truth for a small model.
+The constants lie in ``cost.json``, beside the command that measured them (``python -m bench.growth --write``) or the
+data sheet that they stand on. No engine reaches the limits of a data sheet, and that knows nothing of vLLM's own work
+between launches (``step``): there the share of a step is an upper bound, far above the truth for a small model.
 """
 
 from __future__ import annotations
