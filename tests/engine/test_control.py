@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("control")
     probe_dir = folder / "probes"
     probe_dir.mkdir()
-    for name in ("deception", "believed-valence"):
+    for name in ("deception", "believed-valence", "being-audited"):
         shutil.copy(artifact(name), probe_dir)
     outside = folder / "outside.safetensors"
     shutil.copy(artifact("deception"), outside)
@@ -413,3 +413,26 @@ def _answer(server: Server, messages: Any) -> str:
         model=MODEL, messages=messages, temperature=0, max_tokens=24
     )
     return str(reply.id)
+
+
+def test_probes_score_as_before_when_they_take_the_places_of_others(server: Server) -> None:
+    def scores() -> dict[str, float]:
+        reply = server.ask("Tell me about your day.", max_tokens=20)
+        return {name: said["score"] for name, said in server.get(f"requests/{reply.id}")["probes"].items()}
+
+    for name in ("believed-valence", "deception"):
+        assert change(server, "POST", "", {"path": f"{name}.safetensors"}).status_code == 200
+    try:
+        before = scores()
+        for name in ("being-audited", "deception"):
+            assert change(server, "DELETE", f"/{name}").status_code == 200
+        assert change(server, "POST", "", {"path": "deception.safetensors"}).status_code == 200
+        assert scores() == pytest.approx(
+            {name: before[name] for name in ("believed-valence", "deception")}, abs=1e-3
+        )
+        assert change(server, "POST", "", {"path": "being-audited.safetensors"}).status_code == 200
+        assert scores() == pytest.approx(before, abs=1e-3)
+    finally:
+        for name in ("believed-valence", "deception"):
+            assert change(server, "DELETE", f"/{name}").status_code == 200
+    assert server.metric("probewatch_errors_total") == 0
