@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from monitor.config import site_of
 from monitor.errors import ConfigurationError, ServerError
-from monitor.otlp_options import PREFIX, Options, read
+from monitor.otlp_options import ANSWER_BYTES, PREFIX, Options, read
 
 if TYPE_CHECKING:
     from monitor.otlp import Signal
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0
 """For one call."""
-ANSWER_BYTES = 65536
 RETRIED = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})
 """Codes after which OTLP allows another try (OTLP specification, "OTLP/gRPC Response")."""
 

@@ -10,7 +10,7 @@ import requests
 
 from monitor.config import site_of
 from monitor.errors import ServerError
-from monitor.otlp_options import Options
+from monitor.otlp_options import ANSWER_BYTES, Options
 
 if TYPE_CHECKING:
     from monitor.otlp import Signal
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TIMEOUT = (2.0, 5.0)
 """Seconds for a connection, and for each read of the answer."""
-ANSWER_BYTES = 65536
 RETRIED = frozenset({429, 502, 503, 504})
 """Status codes after which OTLP allows another try (OTLP specification, "Retryable Response Codes")."""
 

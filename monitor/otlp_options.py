@@ -12,6 +12,8 @@ from monitor.errors import ConfigurationError
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 HTTP, GRPC = "http/protobuf", "grpc"
+ANSWER_BYTES = 65536
+"""A longer answer is not read: a hostile collector shall not fill the memory."""
 
 
 class Options(NamedTuple):

@@ -18,8 +18,8 @@ from monitor.residual import check_signature, rule_for
 from monitor.seam import steer, supported, view_v1, view_v2
 from monitor.seam.canary import dummy_runs, is_read
 from monitor.seam.change import Change, Prepared, prepare
+from monitor.seam.fetched import when_fetched
 from monitor.seam.layers import decoder_blocks, is_here
-from monitor.seam.patching import wrap
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
@@ -282,9 +282,7 @@ class WorkerMonitor:
             self._complete(step, output)
             return
         try:
-            # On the object only data: a function that holds it would be a cycle, and keep the step until a collection.
-            wrap_fetch(type(output))
-            setattr(output, CARRIER, (self, step))
+            when_fetched(output, functools.partial(self._complete, step))
         except Exception as error:
             assert self.reader is not None
             self.reader.lose()
@@ -332,21 +330,6 @@ class WorkerMonitor:
             "errors": self._errors,
             "last_error": self._last_error,
         }
-
-
-def wrap_fetch(output_class: type) -> None:
-    """Wraps the ``get_output`` of outputs that vLLM fetches later, in the order of the steps."""
-
-    def get_output(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        fetched = original(self, *args, **kwargs)
-        due: tuple[WorkerMonitor, Step] | None = vars(self).pop(CARRIER, None)
-        if due is not None:
-            monitor, step = due
-            monitor._complete(step, fetched)
-        return fetched
-
-    owner = next(one for one in output_class.__mro__ if "get_output" in vars(one))
-    wrap(owner, "get_output", get_output)
 
 
 def full_attention_group(kv_cache_config: Any) -> int:
