@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
-from bench.report import Found, device, draw, table, write_json
+from bench.report import device, draw, table, write_json
+from bench.rounds import measure
 from bench.running import (
     Running,
     engine_arguments,
@@ -62,28 +63,6 @@ def _up(one: Running) -> None:
     begun = time.perf_counter()
     one.answer()
     print(f"{one.arm.name}: engine up ({time.perf_counter() - begun:.0f} s)", flush=True)
-
-
-def measure(running: list[Running], loads: list[Workload], rounds: int, until: float) -> Found:
-    """Warms every arm up, then runs paired rounds in rotating order, for no longer than ``until``."""
-    found: Found = {load.name: {one.arm.name: [] for one in running} for load in loads}
-    for number in range(-1, rounds):
-        if number >= 3 and time.monotonic() > until:
-            print(f"out of time after {number} rounds", flush=True)
-            break
-        turn = number % len(running)
-        for load in loads if number % 2 else loads[::-1]:
-            for one in running[turn:] + running[:turn]:
-                result = one.round(load, 1000 + number)
-                if number >= 0:
-                    found[load.name][one.arm.name].append(result)
-        if number >= 0:
-            last = found[loads[0].name]
-            shown = ", ".join(
-                f"{arm} {rounds_[-1]['tokens_per_second']:.0f}" for arm, rounds_ in last.items()
-            )
-            print(f"round {number + 1}: tokens/s {shown}", flush=True)
-    return found
 
 
 def main() -> int:

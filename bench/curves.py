@@ -160,14 +160,7 @@ def _host(axis: Any, host: Host, points: Sequence[HostPoint]) -> None:
             color=f"C{i}",
             label=f"{states} probes",
         )
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="running requests",
-        ylabel="us a step",
-        title="host, engine's process",
-    )
-    axis.legend(fontsize=7)
+    _label(axis, "running requests", "us a step", "host, engine's process")
 
 
 def _finish(axis: Any, host: Host, points: Sequence[FinishPoint]) -> None:
@@ -199,11 +192,4 @@ def _steps(axis: Any, shape: Shape, core: Device, host: Host, points: Sequence[S
         )
     ends = [min(p.seconds for p in points) * 1e3, max(p.seconds for p in points) * 1e3]
     axis.plot(ends, ends, color="0.7", zorder=0)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="predicted, ms",
-        ylabel="measured, ms",
-        title="a whole decoding step",
-    )
-    axis.legend(fontsize=7)
+    _label(axis, "predicted, ms", "measured, ms", "a whole decoding step")

@@ -25,7 +25,8 @@ import psutil
 
 from bench.arms import AGAIN, ARMS, STOCK, Arm
 from bench.model import SHAPES, BenchModel, write_model, write_tokenizer
-from bench.report import Found, device, draw, table, write_json
+from bench.report import device, draw, table, write_json
+from bench.rounds import measure
 from bench.running import environment, kv_gib, tidy_when_terminated
 from bench.usage import cpu_seconds, peak_mib
 from bench.workload import Workload
@@ -174,23 +175,6 @@ def servers(args: argparse.Namespace, folder: Path) -> Iterator[list[Served]]:
     finally:
         for one in running:
             one.end()
-
-
-def measure(running: list[Served], loads: list[Offered], rounds: int, until: float) -> Found:
-    """Warms every server up, then runs paired rounds in rotating order, for no longer than ``until``."""
-    found: Found = {load.name: {one.arm.name: [] for one in running} for load in loads}
-    for number in range(-1, rounds):
-        if number >= 3 and time.monotonic() > until:
-            print(f"out of time after {number} rounds", flush=True)
-            break
-        turn = number % len(running)
-        for load in loads if number % 2 else loads[::-1]:
-            for one in running[turn:] + running[:turn]:
-                result = one.round(load, 1000 + number)
-                if number >= 0:
-                    found[load.name][one.arm.name].append(result)
-        print(f"round {number + 1} of {rounds}" if number >= 0 else "warm", flush=True)
-    return found
 
 
 def main() -> int:

@@ -1,0 +1,39 @@
+"""Paired rounds: who works when, and with which seed."""
+
+from __future__ import annotations
+
+from bench.arms import Arm
+from bench.rounds import measure
+from bench.workload import Workload
+
+
+class Player:
+    """Notes its rounds."""
+
+    def __init__(self, name: str, noted: list[tuple[str, str, int]]) -> None:
+        self.arm = Arm(name)
+        self._noted = noted
+
+    def round(self, load: Workload, seed: int) -> dict[str, float]:
+        """The rate is the number of rounds so far."""
+        self._noted.append((self.arm.name, load.name, seed))
+        return {"tokens_per_second": float(len(self._noted))}
+
+
+def test_every_arm_does_every_load_with_the_same_seed_and_nobody_is_always_first() -> None:
+    noted: list[tuple[str, str, int]] = []
+    loads = [Workload(1, 2, 3), Workload(4, 5, 6)]
+    found = measure([Player("a", noted), Player("b", noted)], loads, 4, until=1e18)
+    assert {load: {arm: len(done) for arm, done in arms.items()} for load, arms in found.items()} == {
+        load.name: {"a": 4, "b": 4} for load in loads
+    }
+    assert {seed for _, _, seed in noted} == {999, 1000, 1001, 1002, 1003}
+    for seed in range(999, 1004):
+        own = [(arm, load) for arm, load, at in noted if at == seed]
+        assert sorted(own) == sorted((arm, load.name) for arm in "ab" for load in loads)
+    assert {next(arm for arm, _, at in noted if at == seed) for seed in (1000, 1001)} == {"a", "b"}
+
+
+def test_time_ends_it_after_three_rounds() -> None:
+    found = measure([Player("a", [])], [Workload(1, 2, 3)], 9, until=0.0)
+    assert [len(done) for done in found[Workload(1, 2, 3).name].values()] == [3]
