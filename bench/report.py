@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from bench.arms import AGAIN, STOCK
-from bench.ratios import MEASURES, Ratio, Rounds, ratio
+from bench.ratios import MEASURES, Rounds, ratio
 from bench.targets import verdicts
 from bench.workload import Workload
+from probes.estimate import Estimate
 
 DRAWN = ("tokens_per_second", "inter_token_seconds", "first_token_seconds")
 
@@ -22,7 +23,7 @@ Found = dict[str, dict[str, list[dict[str, float]]]]
 """Rounds by workload and arm."""
 
 
-def ratios(found: Found) -> dict[str, dict[str, dict[str, Ratio]]]:
+def ratios(found: Found) -> dict[str, dict[str, dict[str, Estimate]]]:
     """By workload, arm and measure; stock is what they are ratios to."""
     return {
         load: {
@@ -45,7 +46,7 @@ def table(found: Found, loads: Sequence[Workload], device: str) -> str:
         lines += ["|---" * (len(measures) + 1) + "|"]
         for arm, per_measure in ratios({load.name: arms})[load.name].items():
             label = "stock against stock (noise floor)" if arm == AGAIN else arm
-            lines += [f"| {label} | " + " | ".join(str(per_measure[name]) for name in measures) + " |"]
+            lines += [f"| {label} | " + " | ".join(f"{per_measure[name]:.4f}" for name in measures) + " |"]
         judged = list(verdicts(device, load, arms))  # type: ignore[arg-type]
         if judged:
             lines += ["\n| " + " | ".join(judged[0]) + " |", "|---" * len(judged[0]) + "|"]
@@ -82,12 +83,16 @@ def write_json(
 ) -> None:
     """Every round, ratio and verdict."""
     shown = {
-        load: {arm: {name: vars(one) for name, one in per.items()} for arm, per in arms.items()}
+        load: {arm: {name: _figures(one) for name, one in per.items()} for arm, per in arms.items()}
         for load, arms in ratios(found).items()
     }
     judged = {load.name: list(verdicts(device, load, found[load.name])) for load in loads}  # type: ignore[arg-type]
     kept = {"machine": machine(), "settings": settings, "targets": judged, "ratios": shown, "rounds": found}
     path.write_text(json.dumps(kept, indent=1))
+
+
+def _figures(found: Estimate) -> dict[str, float]:
+    return {"median": found.value, "low": found.low, "high": found.high}
 
 
 def draw(path: Path, found: Found) -> None:
@@ -104,9 +109,9 @@ def draw(path: Path, found: Found) -> None:
                 if name not in measures:
                     continue
                 one = measures[name]
-                bar = [[one.median - one.low], [one.high - one.median]]
+                bar = [[one.value - one.low], [one.high - one.value]]
                 color = "0.5" if arm == AGAIN else "C0"
-                axis.errorbar(one.median, y, xerr=bar, fmt="o", ms=4, color=color, capsize=3)
+                axis.errorbar(one.value, y, xerr=bar, fmt="o", ms=4, color=color, capsize=3)
             axis.axvline(1.0, color="0.8", zorder=0)
             axis.set_title(f"{load}: {MEASURES[name]}", fontsize=8)
             axis.tick_params(labelsize=8)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.arms import AGAIN, STOCK
-from bench.ratios import MEASURES, Ratio, Rounds, ratio
+from bench.ratios import MEASURES, Rounds, ratio
 from bench.workload import Workload
+from probes.estimate import Estimate
 
 LARGER_IS_BETTER = ("tokens_per_second",)
 RESOLVED = 0.02
@@ -36,7 +37,7 @@ class Target:
             and self.tokens_in[0] <= load.tokens_in <= self.tokens_in[1]
         )
 
-    def judged(self, found: Ratio, null: Ratio) -> str:
+    def judged(self, found: Estimate, null: Estimate) -> str:
         """``met``, ``missed`` or ``unresolved``.
 
         The interval must exclude a larger loss, or exclude the target. Where stock differs from itself, nothing can be
@@ -48,7 +49,9 @@ class Target:
             if found.low > null.high or found.high < null.low:
                 return "missed"
             return "met" if max(found.high - found.low, null.high - null.low) <= RESOLVED else "unresolved"
-        return found.against(self.goal, self.measure in LARGER_IS_BETTER)
+        if self.measure in LARGER_IS_BETTER:
+            return "met" if found.low >= self.goal else "missed" if found.high < self.goal else "unresolved"
+        return "met" if found.high <= self.goal else "missed" if found.low > self.goal else "unresolved"
 
 
 _LONG = (7000, 16384)
@@ -78,7 +81,7 @@ def verdicts(device: str, load: Workload, arms: dict[str, Rounds]) -> Iterator[d
             "arm": target.arm,
             "measure": MEASURES[target.measure],
             "target": "noise floor" if target.goal is None else f"{target.goal:g}",
-            "found": str(found),
-            "stock against stock": str(null),
+            "found": f"{found:.4f}",
+            "stock against stock": f"{null:.4f}",
             "verdict": target.judged(found, null),
         }

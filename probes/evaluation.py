@@ -7,33 +7,20 @@ the interval.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from probes.calibration import threshold_at
 from probes.errors import CalibrationError, DataError
+from probes.estimate import Estimate, Floats, percentile
 from probes.hf import Activations
 from probes.probe import Probe
 
-Floats = NDArray[np.float64]
 Separation = Callable[[Floats, Floats], float]
 """(scores of positives, scores of negatives) -> figure"""
 
 RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def statistics(probe: Probe, found: Sequence[Activations]) -> Floats:
@@ -101,9 +88,7 @@ def bootstrap(
     for _ in range(resamples):
         drawn = np.concatenate([rows[g] for g in rng.integers(n_groups, size=n_groups)])
         values.append(figure(s[drawn][y[drawn]], s[drawn][~y[drawn]]))
-    kept = np.array(values)[~np.isnan(values)]
-    low, high = np.quantile(kept, [0.025, 0.975]) if len(kept) else (np.nan, np.nan)
-    return Estimate(figure(s[y], s[~y]), float(low), float(high))
+    return percentile(figure(s[y], s[~y]), [value for value in values if not np.isnan(value)])
 
 
 def detection_tokens(probe: Probe, found: Activations) -> int | None:

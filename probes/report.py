@@ -10,7 +10,8 @@ from pydantic import JsonValue
 
 from probes.calibration import clopper_pearson
 from probes.controls import Spread
-from probes.evaluation import Estimate, auroc, bootstrap, recall_at
+from probes.estimate import Estimate
+from probes.evaluation import auroc, bootstrap, recall_at
 from probes.manifest import ProbeManifest
 from probes.method import described
 
@@ -53,8 +54,7 @@ def judge(
 
 def estimate_json(estimate: Estimate) -> JsonValue:
     """value and 95% interval; None where a figure cannot be given (too few conversations for it)."""
-    figures = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: round(x, 4) if np.isfinite(x) else None for name, x in figures.items()}
+    return {name: round(x, 4) if np.isfinite(x) else None for name, x in estimate._asdict().items()}
 
 
 def judged_json(judged: Judged) -> JsonValue:

@@ -16,6 +16,7 @@ import numpy as np
 from probes import dataset, evaluation, fitting, specs, training
 from probes.dataset import Conversation
 from probes.errors import DataError
+from probes.estimate import Floats
 from probes.hf import Activations
 from probes.manifest import TokenMask
 from probes.plan import Plan
@@ -138,7 +139,7 @@ def redraw(side: Side, seed: int) -> list[int]:
     return [i for i, group in enumerate(side.groups) if group in kept]
 
 
-def separation(scores: evaluation.Floats, labels: Sequence[int]) -> float:
+def separation(scores: Floats, labels: Sequence[int]) -> float:
     """(mean of the positives - mean of the negatives) / pooled standard deviation; 0 where nothing varies."""
     y = np.asarray(labels)
     high, low = scores[y == 1], scores[y == 0]

@@ -18,6 +18,7 @@ from bench.leaderboard.traffic import CONTRASTS, WITHIN, Labelled, Talk, gather
 from probes import controls, dataset, evaluation, fitting, hf, kinds, training
 from probes import manifest as manifests
 from probes.errors import ProbeError
+from probes.estimate import Estimate, Floats
 from probes.fitting import FITTERS, Fitter, Options
 from probes.manifest import TokenMask
 from probes.organism.recipe import name_of, read_origin
@@ -33,17 +34,13 @@ IMITATED: Final = 100
 """Answers that a tuned lens is fitted to."""
 
 
-Interval = tuple[float, float, float]
-"""(figure, low, high): 95%, clustered by entity, the threshold inside."""
-
-
 @dataclass(frozen=True)
 class Cell:
-    """Figures of one kind on one set."""
+    """Figures of one kind on one set: clustered by entity, the threshold inside, to four decimals."""
 
-    auroc: dict[str, Interval]
+    auroc: dict[str, Estimate]
     """Lies against the negatives of each contrast of `probes.shipping.recipes.DECEPTION`, by its name."""
-    recall: Interval
+    recall: Estimate
     """At 1% false positives over all traffic of the set, small talk included."""
 
 
@@ -165,13 +162,11 @@ def _labels(fitter: Fitter, found: Labelled) -> tuple[Sequence[Sample], list[int
     return [s for s, _ in kept], [2 * g + a for g, a in zip(good, said, strict=True)]
 
 
-def _scores(probe: Probe, found: Labelled) -> evaluation.Floats:
+def _scores(probe: Probe, found: Labelled) -> Floats:
     return evaluation.statistics(probe, [s.found for s in found.samples])
 
 
-def _cell(
-    scores: evaluation.Floats, found: Labelled, alike: evaluation.Floats | None = None, resamples: int = 300
-) -> Cell:
+def _cell(scores: Floats, found: Labelled, alike: Floats | None = None, resamples: int = 300) -> Cell:
     """alike: other scores for the contrast within temptation, where a method is fitted to it by itself."""
     everything = np.arange(len(found.labels))
     figures = {
@@ -189,17 +184,16 @@ def _cell(
 
 def _interval(
     figure: evaluation.Separation,
-    scores: evaluation.Floats,
+    scores: Floats,
     found: Labelled,
     at: NDArray[np.intp],
     resamples: int,
-) -> Interval:
+) -> Estimate:
     groups = dataset.groups([s.conversation for s in found.samples])
     estimate = evaluation.bootstrap(
         figure, scores[at], np.asarray(found.labels)[at], [groups[i] for i in at], resamples=resamples
     )
-    value, low, high = (round(float(v), 4) for v in (estimate.value, estimate.low, estimate.high))
-    return value, low, high
+    return Estimate(*(round(float(v), 4) for v in estimate))
 
 
 def _text_only(talk: Talk) -> Entry:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bench.leaderboard.judge import TEXT_ONLY, Cell, rank
 from bench.leaderboard.traffic import SETS, WITHIN
+from probes.estimate import Estimate
 
 _HEAD: Final = """# Leaderboard
 
@@ -151,11 +152,11 @@ def _rank(entry: Mapping[str, Any]) -> float:
 
 
 def _interval(figures: Sequence[float]) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*figures)
+    return str(Estimate(*figures))
 
 
 def _shares(figures: Sequence[float]) -> str:
-    return "too few" if math.isnan(figures[0]) else "{:.0%} [{:.0%}, {:.0%}]".format(*figures)
+    return "too few" if math.isnan(figures[0]) else f"{Estimate(*figures):.0%}"
 
 
 def _percent(value: float) -> str:

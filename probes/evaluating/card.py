@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from probes.evaluation import Estimate
+from probes.estimate import Estimate
 
 SCHEMA: Final = 1
 NAMES: Final[Mapping[str, str]] = MappingProxyType(
@@ -62,7 +62,7 @@ class Figure(Record):
     @classmethod
     def of(cls, estimate: Estimate) -> "Figure":
         """From a bootstrap's estimate."""
-        return cls(value=estimate.value, low=estimate.low, high=estimate.high)
+        return cls(**estimate._asdict())
 
 
 class Share(Record):

@@ -12,10 +12,11 @@ import pytest
 from bench import peers, report
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.full import PARTS, able
-from bench.ratios import Ratio, ratio
+from bench.ratios import ratio
 from bench.running import Running, engine_arguments, kv_gib
 from bench.targets import TARGETS, Target, verdicts
 from bench.workload import Workload
+from probes.estimate import Estimate
 
 LOAD = Workload(32, 64, 64)
 QUIET = [1.0, 1.0005, 0.9995, 1.0002, 0.9998, 1.0, 1.0001, 0.9999]
@@ -55,25 +56,25 @@ def test_a_target_is_met_only_where_a_larger_loss_is_excluded(
 
 
 def test_smaller_is_better_for_latencies() -> None:
-    null = Ratio(1.0, 0.999, 1.001)
+    null = Estimate(1.0, 0.999, 1.001)
     target = Target("cuda", "8 probes", "inter_token_seconds", 1.003)
-    assert target.judged(Ratio(1.001, 1.0, 1.002), null) == "met"
-    assert target.judged(Ratio(1.01, 1.008, 1.02), null) == "missed"
-    assert target.judged(Ratio(1.002, 1.0, 1.004), null) == "unresolved"
+    assert target.judged(Estimate(1.001, 1.0, 1.002), null) == "met"
+    assert target.judged(Estimate(1.01, 1.008, 1.02), null) == "missed"
+    assert target.judged(Estimate(1.002, 1.0, 1.004), null) == "unresolved"
     idle = Target("cpu", "idle", "tokens_per_second", None)
-    assert idle.judged(Ratio(0.999, 0.998, 1.0), null) == "met"
-    assert idle.judged(Ratio(0.98, 0.97, 0.99), null) == "missed"
+    assert idle.judged(Estimate(0.999, 0.998, 1.0), null) == "met"
+    assert idle.judged(Estimate(0.98, 0.97, 0.99), null) == "missed"
 
 
 @pytest.mark.parametrize(
     ("found", "null"),
     [
-        (Ratio(0.90, 0.60, 1.20), Ratio(1.0, 0.99, 1.01)),
-        (Ratio(0.90, 0.89, 0.91), Ratio(0.9, 0.50, 1.50)),
-        (Ratio(0.96, 0.955, 0.965), Ratio(0.96, 0.955, 0.965)),
+        (Estimate(0.90, 0.60, 1.20), Estimate(1.0, 0.99, 1.01)),
+        (Estimate(0.90, 0.89, 0.91), Estimate(0.9, 0.50, 1.50)),
+        (Estimate(0.96, 0.955, 0.965), Estimate(0.96, 0.955, 0.965)),
     ],
 )
-def test_noise_does_not_meet_the_noise_floor(found: Ratio, null: Ratio) -> None:
+def test_noise_does_not_meet_the_noise_floor(found: Estimate, null: Estimate) -> None:
     assert Target("cpu", "idle", "tokens_per_second", None).judged(found, null) == "unresolved"
 
 
@@ -101,7 +102,7 @@ def test_the_report_prints_the_null_first_and_the_verdict(tmp_path: Path) -> Non
 def test_the_median_ratio_is_of_pairs() -> None:
     stock = [{"x": 1.0}, {"x": 10.0}, {"x": 100.0}]
     arm = [{"x": 2.0}, {"x": 20.0}, {"x": 200.0}]
-    assert ratio(arm, stock, "x") == Ratio(2.0, 2.0, 2.0)
+    assert ratio(arm, stock, "x") == Estimate(2.0, 2.0, 2.0)
 
 
 def test_a_peer_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
