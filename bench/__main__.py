@@ -1,8 +1,8 @@
 """``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
 
 Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
-order that rotates. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the
-measured time: taps, bookkeeping, accounting, verdicts, metrics.
+order that rotates; in one process they alternate every few steps. Two arms are stock vLLM: their ratio is the noise
+floor. Everything the monitor does is inside the measured time: taps, bookkeeping, accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bench.running import (
 )
 from bench.workload import Workload
 
+TURN_STEPS = 4
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
@@ -39,7 +40,8 @@ def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
     """The engines of all arms; side by side they start only where ``--together`` says so."""
     model = write_model(folder / "model", args.model, args.device)
     engine = engine_arguments(args.loads, json.loads(args.engine))
-    env = environment(args.in_process, kv_gib(config_of(args.model).to_dict(), args.loads))
+    env = environment(args.processes == 1, kv_gib(config_of(args.model).to_dict(), args.loads))
+    turn_steps = TURN_STEPS if args.processes == 1 else 0  # an engine of its own would not wait
     running: list[Running] = []
     try:
         for name in (STOCK, AGAIN, *args.arms):
@@ -47,7 +49,7 @@ def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
                 print(reason, flush=True)
                 continue
             log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
-            running.append(started(ARMS[name], model, folder, engine, log, env))
+            running.append(started(ARMS[name], model, folder, engine, log, env, turn_steps))
             if not args.together:
                 _up(running[-1])
         if args.together:
@@ -68,8 +70,8 @@ def _up(one: Running) -> None:
 def main() -> int:
     """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--minutes", type=float, default=35.0, help="stop after it, with what there is")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--minutes", type=float, default=33.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",
         nargs="+",
@@ -86,7 +88,14 @@ def main() -> int:
         default='{"max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.15}',
         help="more arguments of vllm.LLM, as JSON",
     )
-    parser.add_argument("--in-process", action="store_true", help="front end and engine in one process")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        choices=(1, 2),
+        help="1: front end and engine in one, so that nothing is hidden behind a step, and arms alternate every "
+        f"{TURN_STEPS} steps; 2: as a server has them, and arms alternate round by round",
+    )
     parser.add_argument("--together", action="store_true", help="start all engines at once")
     parser.add_argument("--folder", type=Path, help="keep model and artifacts here")
     parser.add_argument("--json", type=Path, help="write every round and ratio here")

@@ -1,4 +1,4 @@
-"""One arm: an engine in its own process that runs a round whenever a line arrives on standard input."""
+"""One arm: an engine in its own process that runs a round, or a turn of it, for each line on standard input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from bench.usage import cpu_seconds, peak_mib
-from bench.workload import Workload, run
+from bench.workload import Turns, Workload, run
 
 
 def _coverage(llm: Any) -> float | None:
@@ -47,10 +47,16 @@ def main() -> None:
         **job["engine"],
     )
     print(json.dumps({"ready": True, "cpu_seconds": cpu_seconds(own), **_compiled()}), file=answers)
-    for line in sys.stdin:
+
+    def wait() -> None:
+        print(json.dumps({"paused": True}), file=answers)
+        sys.stdin.readline()
+
+    while line := sys.stdin.readline():
         asked = json.loads(line)
         before = cpu_seconds(own)
-        result: dict[str, Any] = run(llm, Workload(*asked["load"]), asked["seed"], job["wish"])
+        turns = Turns(job["turn_steps"], wait)
+        result: dict[str, Any] = run(llm, Workload(*asked["load"]), asked["seed"], job["wish"], turns)
         result["cpu_seconds"] = cpu_seconds(own) - before
         result["memory_mib"] = peak_mib(own)
         result["coverage"] = _coverage(llm)

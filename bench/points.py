@@ -18,6 +18,7 @@ import torch
 from bench import host
 from bench.arms import ARMS, STOCK, Arm
 from bench.model import BenchModel, write_model
+from bench.rounds import alone
 from bench.running import Running, engine_arguments, environment, started
 from bench.workload import Workload
 from monitor.seam import tap
@@ -144,7 +145,7 @@ def _engine(model: BenchModel, arm: Arm, loads: Sequence[Workload], folder: Path
 
 
 def _cpu_seconds(one: Running, load: Workload, seed: int) -> float:
-    return one.round(load, seed)["cpu_seconds"]
+    return alone(one, load, seed)["cpu_seconds"]
 
 
 def as_json(points: Sequence[TapPoint | HostPoint | FinishPoint | StepPoint]) -> list[dict[str, float]]:

@@ -1,13 +1,20 @@
-"""Paired rounds: all arms do the same work with the same seed, one at a time, in an order that rotates."""
+"""Paired rounds: all arms do the same work with the same seed, one at a time, in an order that rotates.
+
+Where a round is of several turns, the arms alternate turn by turn: the finer, the less of the machine's drift is
+between them.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 
 from bench.arms import Arm
 from bench.report import Found
+
+Round = Generator[None, None, dict[str, float]]
+"""Yields after each turn; returns what the whole round measured."""
 
 
 class Load(Protocol):
@@ -27,7 +34,7 @@ class Contender(Protocol[L_contra]):
 
     arm: Arm
 
-    def round(self, load: L_contra, seed: int, /) -> dict[str, float]:
+    def round(self, load: L_contra, seed: int, /) -> Round:
         """What one round measures."""
 
 
@@ -40,12 +47,34 @@ def measure(running: Sequence[Contender[L]], loads: Sequence[L], rounds: int, un
             break
         turn = number % len(running)
         for load in loads if number % 2 else loads[::-1]:
-            for one in [*running[turn:], *running[:turn]]:
-                result = one.round(load, 1000 + number)
-                if number >= 0:
-                    found[load.name][one.arm.name].append(result)
+            results = in_turns([*running[turn:], *running[:turn]], load, 1000 + number)
+            if number >= 0:
+                for name, result in results.items():
+                    found[load.name][name].append(result)
         if number >= 0:
             last = found[loads[0].name]
             shown = ", ".join(f"{arm} {done[-1]['tokens_per_second']:.0f}" for arm, done in last.items())
             print(f"round {number + 1} of {rounds}: tokens/s {shown}", flush=True)
     return found
+
+
+def in_turns(running: Sequence[Contender[L]], load: L, seed: int) -> dict[str, dict[str, float]]:
+    """One round of every arm, turn by turn; who is first in one turn is last in the next."""
+    rounds = {one.arm.name: one.round(load, seed) for one in running}
+    found: dict[str, dict[str, float]] = {}
+    while rounds:
+        for name in list(rounds):
+            try:
+                next(rounds[name])
+            except StopIteration as ended:
+                found[name] = ended.value
+                del rounds[name]
+        if rounds:
+            first = next(iter(rounds))
+            rounds[first] = rounds.pop(first)
+    return found
+
+
+def alone(one: Contender[L], load: L, seed: int) -> dict[str, float]:
+    """One round of one arm."""
+    return in_turns([one], load, seed)[one.arm.name]

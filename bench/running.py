@@ -16,7 +16,9 @@ from typing import Any
 
 from bench.arms import Arm
 from bench.model import BenchModel
+from bench.rounds import Round
 from bench.workload import Workload
+from monitor.demo.patience import patient
 from monitor.shape import Shape
 
 
@@ -58,10 +60,12 @@ class Running:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def round(self, load: Workload, seed: int) -> dict[str, float]:
+    def round(self, load: Workload, seed: int) -> Round:
         """What one round measures. Ends the benchmark unless an arm with probes scored every token and others none."""
         self.send({"load": astuple(load), "seed": seed})
-        result = self.answer()
+        while "paused" in (result := self.answer()):
+            yield
+            self.send({})
         coverage = result.pop("coverage")
         if coverage != (1.0 if self.arm.probes else None):
             raise SystemExit(
@@ -78,12 +82,12 @@ def tidy_when_terminated() -> None:
 def environment(in_process: bool, kv_gib: int) -> dict[str, str]:
     """The arms differ by what the arm sets and by nothing that the caller's shell happens to hold."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PROBEWATCH_")}
-    return {
-        **inherited,
+    settings = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if in_process else "1",
         "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
     }
+    return patient({**inherited, **settings})
 
 
 def kv_gib(config: Mapping[str, Any], loads: Sequence[Workload]) -> int:
@@ -102,9 +106,17 @@ def engine_arguments(loads: Sequence[Workload], extra: Mapping[str, Any]) -> dic
 
 
 def started(
-    arm: Arm, model: BenchModel, folder: Path, engine: dict[str, Any], log: Path, env: Mapping[str, str]
+    arm: Arm,
+    model: BenchModel,
+    folder: Path,
+    engine: dict[str, Any],
+    log: Path,
+    env: Mapping[str, str],
+    turn_steps: int = 0,
 ) -> Running:
-    """An engine that is on its way up; its first ``answer`` says that it is there."""
+    """An engine that is on its way up; its first ``answer`` says that it is there.
+
+    ``turn_steps``: of the engine, after which others have their turn; 0: a round is one turn."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.arm"],
@@ -116,5 +128,5 @@ def started(
             env={**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)},
         )
     running = Running(arm, process, log)
-    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish})
+    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "turn_steps": turn_steps})
     return running

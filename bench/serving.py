@@ -26,7 +26,7 @@ import psutil
 from bench.arms import AGAIN, ARMS, STOCK, Arm
 from bench.model import SHAPES, BenchModel, write_model, write_tokenizer
 from bench.report import device, draw, table, write_json
-from bench.rounds import measure
+from bench.rounds import Round, measure
 from bench.running import environment, kv_gib, tidy_when_terminated
 from bench.usage import cpu_seconds, peak_mib
 from bench.workload import Workload
@@ -65,21 +65,10 @@ class Served:
         room = kv_gib(json.loads((model.folder / "config.json").read_text()), loads)
         port, before = free_port(), set(psutil.Process().children())
         self.url = f"http://127.0.0.1:{port}"
-        module = (
-            "monitor.cli" if arm.monitored else "monitor.seam.serve"
-        )  # the latter is vLLM's own command line
-        command = [
-            sys.executable,
-            "-m",
-            module,
-            "serve",
-            str(model.folder),
-            "--host=127.0.0.1",
-            f"--port={port}",
-        ]
-        command += [f"--served-model-name={NAME}", "--dtype=bfloat16", "--gpu-memory-utilization=0.15"]
-        command += [f"--max-model-len={max(load.tokens_in + load.tokens_out for load in loads) + 64}"]
-        command += [f"--max-num-seqs={max(load.requests for load in loads)}", "--max-num-batched-tokens=2048"]
+        longest = max(load.tokens_in + load.tokens_out for load in loads) + 64
+        command = serve_command(
+            model, port, longest, max(load.requests for load in loads), monitored=arm.monitored
+        )
         env = {
             **environment(in_process=False, kv_gib=room),
             "VLLM_PLUGINS": arm.plugins,
@@ -101,8 +90,9 @@ class Served:
         """And everything it started."""
         self._child.stop()
 
-    def round(self, load: Offered, seed: int) -> dict[str, float]:
+    def round(self, load: Offered, seed: int) -> Round:
         """Sends the requests of a round. Ends the benchmark where a request failed, or a token was not scored."""
+        yield from ()  # one turn
         reset = urllib.request.Request(f"{self.url}/reset_prefix_cache", method="POST")
         urllib.request.urlopen(reset, timeout=60).close()
         before = cpu_seconds(self._process)
@@ -140,6 +130,19 @@ class Served:
         with urllib.request.urlopen(request, timeout=60) as reply:
             said: bytes = reply.read()
         return said
+
+
+def serve_command(
+    model: BenchModel, port: int, longest: int, requests: int, monitored: bool = True
+) -> list[str]:
+    """Of a server of the random model. ``longest``: tokens of a request; ``requests``: at once."""
+    module = "monitor.cli" if monitored else "monitor.seam.serve"  # the latter is vLLM's own command line
+    return [
+        *(sys.executable, "-m", module, "serve", str(model.folder)),
+        *("--host=127.0.0.1", f"--port={port}", f"--served-model-name={NAME}"),
+        *("--dtype=bfloat16", "--gpu-memory-utilization=0.15", "--max-num-batched-tokens=2048"),
+        *(f"--max-model-len={longest}", f"--max-num-seqs={requests}"),
+    ]
 
 
 def run_client(url: str, tokenizer: Path, load: Offered, seed: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK, Arm
 from bench.model import SHAPES, BenchModel, write_model
+from bench.rounds import alone
 from bench.running import environment, started, tidy_when_terminated
 from bench.workload import Workload
 
@@ -83,7 +84,7 @@ def start(arm: Arm, cold: bool, model: BenchModel, folder: Path, cache: Path) ->
     try:
         ready = running.answer()
         seconds = time.monotonic() - begun
-        served = running.round(LOAD, seed=0)
+        served = alone(running, LOAD, seed=0)
     finally:
         running.end()
     return Start(

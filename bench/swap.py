@@ -1,6 +1,6 @@
 """How long clients wait for a token while probes come and go: ``make swap-bench``, or ``python -m bench.swap``.
 
-One monitored server of the shipped model, several clients that stream all the time. A gap is the time between two
+One monitored server of a random Llama, several clients that stream all the time. A gap is the time between two
 chunks of one stream, which is one engine step and what delays it. A window reaches from the request of a change until
 ``TAIL_SECONDS`` after its answer; what counts is its largest gap, in steps (medians of all quiet gaps). Each window is
 compared with the quiet one of the same length right before it, so that what the machine does of itself counts alike on
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import threading
@@ -27,14 +26,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.arms import tapped
+from bench.model import SHAPES, write_model, write_tokenizer
+from bench.running import environment
+from bench.serving import NAME, serve_command
 from monitor.client import ADMIN_KEY_VARIABLE, Server
-from monitor.demo.server import ChildServer, free_port, serve_command, serve_environment
-from monitor.shipped import MODEL_NAME, paths
+from monitor.demo.server import ChildServer, free_port
 
 Floats = npt.NDArray[np.float64]
 
 KEY = "a-key-of-the-benchmark"
-TAPPED = "0,1,2,3,4"
+LONGEST = 500
 WARM_SECONDS = 15.0
 CHANGES = ("attach", "set", "detach")
 TOGETHER_SECONDS = 0.5e-3
@@ -67,9 +69,9 @@ class Stream:
     def run(self) -> None:
         """Until told to stop."""
         body = {
-            "model": MODEL_NAME,
-            "prompt": f"The bridge {self.number} is",
-            "max_tokens": 400,
+            "model": NAME,
+            "prompt": f"w{self.number + 5} w{self.number + 6}",
+            "max_tokens": LONGEST - 100,
             "temperature": 1,
             "ignore_eos": True,
             "stream": True,
@@ -116,15 +118,15 @@ class Change:
         return self.answered + TAIL_SECONDS - self.asked
 
 
-def measure(url: str, rounds: int, clients: int, pause: float) -> dict[str, Any]:
-    """Streams all the time, and changes with pauses between them."""
+def measure(url: str, coming: str, rounds: int, clients: int, pause: float) -> dict[str, Any]:
+    """Streams all the time, and changes with pauses between them. ``coming``: the probe that comes and goes."""
     server, stop = Server(url, admin_key=KEY), threading.Event()
     streams = [Stream(url, number, stop) for number in range(clients)]
     threads = [threading.Thread(target=stream.run) for stream in streams]
     apply: dict[str, Callable[[], Any]] = {
-        "attach": lambda: server.attach("deception.safetensors"),
-        "set": lambda: server.change("deception", {"threshold": 2.5, "action": "alert"}),
-        "detach": lambda: server.detach("deception"),
+        "attach": lambda: server.attach(f"{coming}.safetensors"),
+        "set": lambda: server.change(coming, {"threshold": 2.5, "action": "alert"}),
+        "detach": lambda: server.detach(coming),
     }
     changes: list[Change] = []
     for thread in threads:
@@ -195,23 +197,28 @@ def compare(during: Floats, quiet: Floats) -> dict[str, Any]:
     }
 
 
-def serve_and_measure(rounds: int, clients: int, pause: float) -> dict[str, Any]:
-    """The server, and the measurement on it."""
-    shipped, port = paths(), free_port()
-    probes = [Path(str(path)) for path in shipped["probes"]]  # type: ignore[union-attr]
+def serve_and_measure(size: str, rounds: int, clients: int, pause: float) -> dict[str, Any]:
+    """The server, with one probe that stays, and the measurement on it."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            **serve_environment(os.environ),
-            "PROBEWATCH_PROBE_DIR": str(probes[0].parent),
+        model = write_model(Path(folder) / "model", size)
+        write_tokenizer(model.folder)
+        layers = tapped("three", model.layers)
+        staying, coming = model.write_probes(Path(folder) / "probes", 2, layers)
+        settings = {
+            "PROBEWATCH_TAP_LAYERS": ",".join(map(str, layers)),
+            "PROBEWATCH_PROBES": str(staying),
+            "PROBEWATCH_PROBE_DIR": str(coming.parent),
+            "PROBEWATCH_EVIDENCE_PATH": "off",
             ADMIN_KEY_VARIABLE: KEY,
         }
-        served = [str(path) for path in probes if path.stem == "being-audited"]
-        command = [*serve_command(str(shipped["model"]), served, port), "--tap-layers", TAPPED]
         url = f"http://127.0.0.1:{port}"
-        server = ChildServer(command, environment, url, Path(folder) / "server.log")
+        command = serve_command(model, port, LONGEST, clients)
+        child = {**environment(in_process=False, kv_gib=1), **settings}
+        server = ChildServer(command, child, url, Path(folder) / "server.log")
         try:
             server.wait_ready(lambda elapsed, message: None, lambda: False)
-            return measure(url, rounds, clients, pause)
+            return measure(url, coming.stem, rounds, clients, pause)
         finally:
             server.stop()
 
@@ -245,10 +252,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--rounds", type=int, default=40, help="of attach, set and detach")
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--model", default="134m", choices=SHAPES, help="size of the random Llama")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between changes, at least")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    result = serve_and_measure(options.rounds, options.clients, options.pause)
+    result = serve_and_measure(options.model, options.rounds, options.clients, options.pause)
     print(printed(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,28 @@ class Workload:
         return cls(int(requests), int(tokens_in), int(tokens_out))
 
 
-def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None) -> dict[str, float]:
+class Turns:
+    """A clock that stands still while others have their turn."""
+
+    def __init__(self, steps: int, wait: Callable[[], None]) -> None:
+        """``wait`` is called after each ``steps`` steps, and returns when it is our turn again; 0: never."""
+        self._steps, self._wait = steps, wait
+        self._done, self._waited = 0, 0.0
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self._waited
+
+    def step_done(self) -> None:
+        """After each step."""
+        self._done += 1
+        if self._steps and self._done % self._steps == 0:
+            begun = time.perf_counter()
+            self._wait()
+            self._waited += time.perf_counter() - begun
+
+
+def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None, turns: Turns) -> dict[str, float]:
     """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens.
 
     ``wish``: what each request asks for; ``{scale}`` in it becomes a number of its own.
@@ -58,10 +79,10 @@ def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None) -> dic
         # No hyphen before a number: ids of one response end so, and its sequences are judged as one.
         name = f"bench{seed}x{load.requests}x{load.tokens_in}x{number}"
         prompt: Any = {"prompt_token_ids": rng.integers(3, VOCABULARY, load.tokens_in).tolist()}
-        begun[name] = time.perf_counter()
+        begun[name] = turns.now()
         engine.add_request(name, prompt, params)
     started, first, last, gaps = min(begun.values()), {}, {}, []
-    for name, now in _tokens(engine):
+    for name, now in _tokens(engine, turns):
         if name in last:
             gaps.append(now - last[name])
         else:
@@ -83,9 +104,10 @@ def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None) -> dic
     }
 
 
-def _tokens(engine: Any) -> Iterator[tuple[str, float]]:
+def _tokens(engine: Any, turns: Turns) -> Iterator[tuple[str, float]]:
     while engine.has_unfinished_requests():
         outputs = engine.step()
-        now = time.perf_counter()
+        now = turns.now()
         for output in outputs:
             yield output.request_id, now
+        turns.step_done()

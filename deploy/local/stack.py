@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from monitor.client import Server
+from monitor.demo.patience import patient
 from monitor.demo.server import ChildServer, check_port, free_port
 from monitor.errors import ConfigurationError, MonitorError, ServerError
 from monitor.shipped import MODEL_NAME, paths
@@ -152,7 +153,7 @@ def serve_environment(
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
     if "PROBEWATCH_ADMIN_KEY" not in environ:
         defaults["PROBEWATCH_OPEN_EVIDENCE"] = "1"  # everything listens on loopback
-    return {**defaults, **environ}
+    return patient({**defaults, **environ})
 
 
 def port(given: int | None, usual: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from monitor.client import Server
+from monitor.demo.patience import patient
 from monitor.errors import ConfigurationError, ServerError
 from monitor.shipped import MODEL_NAME
 
@@ -65,7 +66,7 @@ def serve_environment(environ: Mapping[str, str]) -> dict[str, str]:
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     # The AOT cache cannot be read back on CPU; the ordinary one makes a second start three times as fast.
     fixed = {"PROBEWATCH_OPEN_EVIDENCE": "1", "VLLM_USE_AOT_COMPILE": "0", "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **kept, **fixed, "PROBEWATCH_EVIDENCE_PATH": "off"}
+    return patient({**defaults, **kept, **fixed, "PROBEWATCH_EVIDENCE_PATH": "off"})
 
 
 def free_port() -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
+from monitor.demo.patience import patient
 from monitor.seam import __file__ as _seam
 from probes.identity import model_identity
 from probes.testing import write_artifact
@@ -83,7 +84,7 @@ def run_engine(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         script = str(Path(__file__).with_name("engine_process.py"))
         done = subprocess.run(
             [sys.executable, script, str(folder / "job.json"), str(folder)],
-            env={**os.environ, **ENVIRONMENT, **environment},
+            env=patient({**os.environ, **ENVIRONMENT, **environment}),
             capture_output=True,
             text=True,
             timeout=600,

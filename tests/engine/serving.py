@@ -19,6 +19,7 @@ import machine
 import openai
 import requests
 
+from monitor.demo.patience import patient
 from monitor.shipped import paths
 
 MODEL = "concealed-ledger"
@@ -126,7 +127,7 @@ def serving(
             command,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT, **evidence, **(environment or {})},
+            env=patient({**os.environ, **ENVIRONMENT, **evidence, **(environment or {})}),
             start_new_session=True,
         )
     running = Server(f"http://127.0.0.1:{port}", log)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
+
 from bench.arms import Arm
-from bench.rounds import measure
-from bench.workload import Workload
+from bench.rounds import Round, in_turns, measure
+from bench.workload import Turns, Workload
 
 
 class Player:
     """Notes its rounds."""
 
-    def __init__(self, name: str, noted: list[tuple[str, str, int]]) -> None:
+    def __init__(self, name: str, noted: list[tuple[str, str, int]], turns: int = 1) -> None:
         self.arm = Arm(name)
-        self._noted = noted
+        self._noted, self._turns = noted, turns
 
-    def round(self, load: Workload, seed: int) -> dict[str, float]:
-        """The rate is the number of rounds so far."""
+    def round(self, load: Workload, seed: int) -> Round:
+        """The rate is the number of turns so far."""
+        for _ in range(self._turns - 1):
+            self._noted.append((self.arm.name, load.name, seed))
+            yield
         self._noted.append((self.arm.name, load.name, seed))
         return {"tokens_per_second": float(len(self._noted))}
 
@@ -37,3 +42,22 @@ def test_every_arm_does_every_load_with_the_same_seed_and_nobody_is_always_first
 def test_time_ends_it_after_three_rounds() -> None:
     found = measure([Player("a", [])], [Workload(1, 2, 3)], 9, until=0.0)
     assert [len(done) for done in found[Workload(1, 2, 3).name].values()] == [3]
+
+
+def test_arms_alternate_turn_by_turn_and_one_that_has_ended_is_left_out() -> None:
+    noted: list[tuple[str, str, int]] = []
+    found = in_turns(
+        [Player("a", noted, 2), Player("b", noted, 2), Player("c", noted, 4)], Workload(1, 2, 3), 7
+    )
+    assert "".join(arm for arm, _, _ in noted) == "abcbcacc"
+    assert {arm: result["tokens_per_second"] for arm, result in found.items()} == {"b": 4, "a": 6, "c": 8}
+
+
+def test_a_clock_stands_still_while_others_have_their_turn() -> None:
+    waits: list[float] = []
+    turns = Turns(2, lambda: (waits.append(turns.now()), time.sleep(0.05))[0])
+    begun = turns.now()
+    for _ in range(4):
+        turns.step_done()
+    assert len(waits) == 2
+    assert turns.now() - begun < 0.05

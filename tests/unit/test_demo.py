@@ -22,7 +22,7 @@ from rich.console import Console
 
 from monitor import demo
 from monitor.client import Server
-from monitor.demo import outcome, run, server, text, view
+from monitor.demo import outcome, patience, run, server, text, view
 from monitor.demo.fake import FakeServer, Message, Planted
 from monitor.demo.outcome import Answer, Tally, Verdict, binomial_quantile, checks
 from monitor.demo.session import deception_probe, total
@@ -481,6 +481,17 @@ def test_the_command_and_its_environment() -> None:
     assert (found["PATH"], found["VLLM_CPU_KVCACHE_SPACE"]) == ("/bin", "4")
     assert (found["PROBEWATCH_OPEN_EVIDENCE"], found["VLLM_USE_AOT_COMPILE"]) == ("1", "0")
     assert found["PROBEWATCH_EVIDENCE_PATH"] == "off"
+
+
+def test_processes_of_the_server_sleep_where_vllm_spins() -> None:
+    for user in ({}, {"PYTHONPATH": "/mine"}):
+        found = patience.patient(user)
+        assert found["PYTHONPATH"].split(os.pathsep)[1:] == list(user.values())
+        said = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.sched_yield.__module__)"],
+            env=found, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert said.stdout.strip() == "sitecustomize"
 
 
 def test_a_port_in_use_is_refused_at_once() -> None:
