@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from monitor.config import Settings, site_of
 from monitor.courier import CLOSE_SECONDS, Courier
 from monitor.errors import ConfigurationError
 from monitor.frontend import Frontend, Listener
-from monitor.otlp_grpc import GrpcSender
-from monitor.otlp_http import HttpSender
+from monitor.otlp_grpc import GrpcExport
+from monitor.otlp_http import HttpExport
 from monitor.otlp_options import GRPC, PREFIX, options_of
+from monitor.otlp_sender import Export, Sender, Signal
 from monitor.records import Record, weight
 
 if TYPE_CHECKING:
@@ -29,23 +30,6 @@ PAUSES = (0.5, 1.0, 2.0)
 """Seconds before each further try."""
 
 _METHOD = "/opentelemetry.proto.collector.{}.v1.{}Service/Export"
-
-Encode = Callable[[Sequence["Told"]], bytes]
-
-
-class Signal(NamedTuple):
-    """One of the two roads of OTLP."""
-
-    sink: str
-    name: str
-    """As OpenTelemetry's variables spell it."""
-    path: str
-    """Of the HTTP endpoint."""
-    method: str
-    """Of the gRPC service."""
-    encode: Encode
-    rejected: Callable[[bytes], int]
-    """How many items the collector's answer says it did not take."""
 
 
 class Otlp:
@@ -91,11 +75,15 @@ class Otlp:
 
 def make_sender(
     endpoint: str, environ: Mapping[str, str], signal: Signal, closing: threading.Event
-) -> Callable[[Sequence[Told]], int]:
-    """What posts batches of one signal, in the protocol that the environment asks for."""
+) -> Sender:
+    """What exports batches of one signal, in the protocol that the environment asks for."""
     options = options_of(environ, signal.name)
-    kind = GrpcSender if options.protocol == GRPC else HttpSender
-    return kind(endpoint, signal, options, PAUSES, closing)
+    export: Export = (
+        GrpcExport(endpoint, signal.method, options)
+        if options.protocol == GRPC
+        else HttpExport(endpoint + signal.path, options)
+    )
+    return Sender(signal, export, PAUSES, closing)
 
 
 def open_otlp(settings: Settings, environ: Mapping[str, str] = os.environ) -> Otlp | None:

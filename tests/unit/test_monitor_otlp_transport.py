@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,11 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
 from monitor import otlp
 from monitor.config import Settings
 from monitor.errors import ConfigurationError, ServerError
-from monitor.otlp import Signal, open_otlp
-from monitor.otlp_grpc import GrpcSender
+from monitor.otlp import open_otlp
+from monitor.otlp_grpc import GrpcExport
+from monitor.otlp_http import HttpExport
 from monitor.otlp_options import Options, options_of
+from monitor.otlp_sender import NotNow
 from tests.unit.otlp_collector import Collector
 from tests.unit.test_monitor_otlp import Told, wait_for
 
@@ -197,13 +198,18 @@ def test_grpc_asks_a_busy_collector_again_and_a_refusing_one_not() -> None:
         told.exporter.close()
 
 
+def test_an_http_endpoint_is_told_without_what_follows_its_host() -> None:
+    with pytest.raises(NotNow) as caught:
+        HttpExport("http://127.0.0.1:9/tenant-key/v1/logs", Options())(b"")
+    assert str(caught.value).startswith("http://127.0.0.1/... cannot be reached ([Errno 111] ")
+
+
 def test_a_grpc_endpoint_is_told_without_what_follows_its_host() -> None:
     with grpc_collector() as (address, services):
         services.answers = [grpc.StatusCode.INVALID_ARGUMENT]
-        signal = Signal("sink", "LOGS", "", next(iter(SERVICES)), lambda told: b"", lambda answer: 0)
-        send = GrpcSender(f"http://{address}/tenant-key", signal, Options("grpc"), (), threading.Event())
+        export = GrpcExport(f"http://{address}/tenant-key", next(iter(SERVICES)), Options("grpc"))
         with pytest.raises(ServerError, match=r"^http://localhost/\.\.\. answers INVALID_ARGUMENT"):
-            send([])
+            export(b"")
 
 
 def test_grpc_knows_both_sides_of_tls(pems: tuple[Path, Path]) -> None:
