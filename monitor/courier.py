@@ -1,4 +1,4 @@
-"""A thread that hands things on in batches, while serving goes on: what audit log, OpenTelemetry and pushes share."""
+"""A thread that hands things on in batches, while serving goes on: what all who hear of verdicts share."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ Raw = TypeVar("Raw")
 Ready = TypeVar("Ready")
 
 
+def _nothing() -> None:
+    """The upkeep of a sink that needs none."""
+
+
 class Waiting(Generic[Raw]):
     """An item and whose it is. Its fate is counted once, by whoever knows it first."""
 
@@ -41,9 +45,10 @@ class Waiting(Generic[Raw]):
 class Courier(Generic[Raw, Ready]):
     """One sink. Each item is prepared by itself, so that a strange one costs no other, then delivered with its batch.
 
-    ``deliver`` returns how many were not taken. It and ``prepare`` run on the thread and may raise anything: that is
-    counted, and logged once until a batch arrives again. ``done``: the outcome that ``probewatch_evidence_total`` shows
-    for what arrived.
+    ``deliver`` returns how many were not taken. ``upkeep`` is called after each batch, and after ``IDLE_SECONDS``
+    without one; ``end`` when the last is done. All run on the thread, and all but ``end`` may raise anything: what it
+    costs is counted. A strange item is logged once, a sink that fails once until a batch arrives again. ``done``: the
+    outcome that ``probewatch_evidence_total`` shows for what arrived.
     """
 
     def __init__(
@@ -54,17 +59,23 @@ class Courier(Generic[Raw, Ready]):
         deliver: Callable[[Sequence[Ready]], int],
         queue_items: int = QUEUE_ITEMS,
         batch_items: int = BATCH_ITEMS,
+        queue_mib: int = QUEUE_MIB,
+        upkeep: Callable[[], None] = _nothing,
+        end: Callable[[], None] = _nothing,
     ) -> None:
         self._sink = sink
         self._done = done
         self._prepare = prepare
         self._deliver = deliver
+        self._upkeep = upkeep
+        self._end = end
         self._batch_items = batch_items
-        self._backlog: Backlog[Waiting[Raw]] = Backlog(queue_items, QUEUE_MIB * 2**20)
+        self._backlog: Backlog[Waiting[Raw]] = Backlog(queue_items, queue_mib * 2**20)
         self._under_way: Sequence[Waiting[Raw]] = ()
         self._thread = threading.Thread(target=self._run, name=f"probewatch-{sink}", daemon=True)
         self._counting = threading.Lock()
         self._failing = False
+        self._met_a_strange_one = False
         self.lost = 0
         """Items that never arrived, since the start."""
 
@@ -101,6 +112,11 @@ class Courier(Generic[Raw, Ready]):
             self._under_way = self._backlog.take(self._batch_items, IDLE_SECONDS)
             if self._under_way:
                 self._handle(self._under_way)
+            try:
+                self._upkeep()
+            except Exception as error:
+                self._complain(error)
+        self._end()
 
     def _handle(self, batch: Sequence[Waiting[Raw]]) -> None:
         ready: list[Ready] = []
@@ -109,13 +125,20 @@ class Courier(Generic[Raw, Ready]):
             try:
                 ready.append(self._prepare(waiting.item))
                 told.append(waiting)
-            except Exception as error:
-                self._complain(error)
+            except Exception:
+                if not self._met_a_strange_one:
+                    logger.exception(
+                        "probewatch: %s cannot take a record; probewatch_evidence_total counts them",
+                        self._sink,
+                    )
+                self._met_a_strange_one = True
                 self._lose(waiting, FAILED)
         if not ready:
             return
         try:
             refused = self._deliver(ready)
+            if self._failing:
+                logger.warning("probewatch: %s takes records again", self._sink)
             self._failing = False
         except Exception as error:  # whatever it is, the next batch gets its chance
             self._complain(error)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from monitor.alerts import Alert, AlertQuery
-from monitor.backlog import Backlog
 from monitor.config import Settings
-from monitor.courier import Waiting
+from monitor.courier import CLOSE_SECONDS, Courier
 from monitor.errors import EvidenceError
 from monitor.evidence_file import EvidenceFile
 from monitor.evidence_rows import Row, Text, make_row
@@ -24,16 +20,9 @@ from monitor.evidence_scores import ScoreQuery, Scores
 from monitor.frontend import Frontend, Listener
 from monitor.records import Record, weight
 
-logger = logging.getLogger("probewatch")
-
-METRIC, SINK = "probewatch_evidence_total", "sqlite"
-STORED, DROPPED, FAILED = "stored", "dropped", "failed"
+SINK, STORED = "sqlite", "stored"
 QUEUE_RECORDS, QUEUE_MIB = 4096, 256
 """What may wait for a slow disk; beyond it records are dropped, and counted."""
-BATCH_RECORDS = 256
-TRIM_SECONDS = 30.0
-CLOSE_SECONDS = 4.0
-"""vLLM kills API servers that take longer than five seconds to end."""
 
 
 class EvidenceStore:
@@ -43,40 +32,31 @@ class EvidenceStore:
         self, file: EvidenceFile, text: Text | None = None, queue_records: int = QUEUE_RECORDS
     ) -> None:
         self._file = file
-        self._text = text
-        self._backlog: Backlog[Waiting[Record]] = Backlog(queue_records, QUEUE_MIB * 2**20)
-        self._under_way: Sequence[Waiting[Record]] = ()
-        self._thread = threading.Thread(target=self._run, name="probewatch-evidence", daemon=True)
-        self._failing = False
-        self._met_a_strange_one = False
+        self._courier: Courier[Record, Row] = Courier(
+            SINK,
+            STORED,
+            lambda record: make_row(record, file.key, text),
+            self._write,
+            queue_records,
+            queue_mib=QUEUE_MIB,
+            upkeep=self._trim,
+            end=file.close,
+        )
 
     def start(self) -> None:
         """Opens the file and starts writing. Raises ``EvidenceError``."""
         self._file.open()
-        self._thread.start()
-        atexit.register(self.close)
+        self._courier.start()
 
     def listener(self, frontend: Frontend) -> Listener:
         """What an engine tells of every finished sequence. It neither waits nor raises."""
         metrics = frontend.metrics
-        for outcome in (STORED, DROPPED, FAILED):
-            metrics.child(METRIC, SINK, outcome)
-
-        def add(record: Record) -> None:
-            waiting = Waiting(record, metrics)
-            if not self._backlog.offer(waiting, weight(record)):
-                _count(waiting, DROPPED)
-
-        return add
+        self._courier.announce(metrics)
+        return lambda record: self._courier.offer(record, metrics, weight(record))
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
         """Writes what waits, for at most ``patience`` seconds; what is not written then counts as dropped."""
-        atexit.unregister(self.close)
-        self._backlog.close()
-        if self._thread.ident is not None:
-            self._thread.join(patience)
-        for waiting in (*self._backlog.take(QUEUE_RECORDS, 0), *self._under_way):
-            _count(waiting, DROPPED)
+        self._courier.close(patience)
 
     async def find(self, query: AlertQuery) -> list[Alert]:
         """See ``AlertSource``."""
@@ -90,65 +70,12 @@ class EvidenceStore:
         """See ``EvidenceFile.scores``."""
         return await asyncio.to_thread(self._file.scores, query)
 
-    def _run(self) -> None:
-        trimmed_at = float("-inf")
-        while not self._backlog.finished:
-            self._under_way = batch = self._backlog.take(BATCH_RECORDS, TRIM_SECONDS)
-            if batch:
-                self._write(batch)
-            if batch or time.monotonic() - trimmed_at > TRIM_SECONDS:
-                self._trim()
-                trimmed_at = time.monotonic()
-        self._file.close()
-
-    def _write(self, batch: Sequence[Waiting[Record]]) -> None:
-        rows: list[Row] = []
-        told: list[Waiting[Record]] = []
-        for waiting in batch:
-            try:
-                rows.append(make_row(waiting.item, self._file.key, self._text))
-                told.append(waiting)
-            except Exception:  # one strange record shall not cost the others
-                if not self._met_a_strange_one:
-                    logger.exception(
-                        "probewatch: a record cannot be kept; probewatch_evidence_total counts them"
-                    )
-                self._met_a_strange_one = True
-                _count(waiting, FAILED)
-        outcome = STORED
-        try:
-            self._file.write(rows)
-            self._recovered()
-        except Exception as error:  # whatever it is, the next batch gets its chance
-            self._complain(error)
-            outcome = FAILED
-        for waiting in told:
-            _count(waiting, outcome)
+    def _write(self, rows: Sequence[Row]) -> int:
+        self._file.write(rows)
+        return 0
 
     def _trim(self) -> None:
-        try:
-            self._file.trim(time.time())
-        except EvidenceError as error:
-            self._complain(error)
-
-    def _complain(self, error: Exception) -> None:
-        if not self._failing:
-            logger.error(
-                "probewatch: evidence cannot be kept (%s: %s); probewatch_evidence_total counts what is lost",
-                type(error).__name__,
-                error,
-            )
-        self._failing = True
-
-    def _recovered(self) -> None:
-        if self._failing:
-            logger.warning("probewatch: evidence is kept again in %s", self._file.path)
-        self._failing = False
-
-
-def _count(waiting: Waiting[Record], outcome: str) -> None:
-    if waiting.decide():
-        waiting.metrics.inc(METRIC, SINK, outcome)
+        self._file.trim(time.time())
 
 
 def open_store(settings: Settings, model: str, port: int, text: Text) -> EvidenceStore | None:

@@ -320,7 +320,7 @@ def test_a_batch_that_a_hanging_disk_holds_at_the_end_is_counted_once(
     kept.store.close(patience=0.05)
     assert kept.counts() == (0, 2, 0)
     go_on.set()
-    kept.store._thread.join(5)
+    kept.store._courier._thread.join(5)
     assert kept.counts() == (0, 2, 0)
 
 
@@ -404,7 +404,7 @@ def test_a_broken_file_counts_failed_is_logged_once_and_a_mended_disk_is_used_ag
     finish(kept.frontend, "cmpl-2", 3.0)
     kept.wait(2, 0, 3)
     assert [alert["id"] for alert in kept.file.find(AlertQuery())] == ["cmpl-2"]
-    said = [record.levelname for record in caplog.records if "evidence" in record.message]
+    said = [record.levelname for record in caplog.records if "sqlite" in record.message]
     assert said == ["ERROR", "WARNING"]
 
 
