@@ -12,6 +12,7 @@ from planted import NEUTRAL, Site
 from playwright.sync_api import Page, expect
 
 from monitor.client import ADMIN_HEADER
+from tests.unit.waiting import until
 
 ANSWER = "There is good news about the crane, because its paint is smooth."
 
@@ -170,10 +171,7 @@ def test_a_hidden_tab_holds_no_stream_and_catches_up(visit: Visitor) -> None:
         hide += "document.dispatchEvent(new Event('visibilitychange')) }"
         page.evaluate(hide, True)
         expect(page.locator("#feed")).to_have_text("Paused")
-        deadline = time.monotonic() + 5
-        while site.state.feed._streams:
-            assert time.monotonic() < deadline, "the stream is still open"
-            time.sleep(0.05)
+        until(lambda: not site.state.feed._streams, 5, shown=lambda: "the stream is still open")
         site.plant("cmpl-1", NEUTRAL, ANSWER)
         page.evaluate(hide, False)
         expect(page.locator(".row")).to_have_count(1)

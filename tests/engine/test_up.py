@@ -7,14 +7,14 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import requests
+from watching import until
 
 from monitor.audit_verify import verify
 from tests.unit.otlp_collector import Collector, plain
@@ -77,15 +77,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     found.collector.server.shutdown()
 
 
-def eventually(read: Callable[[], Any], seconds: float = 40) -> Any:
-    """The first answer that is not empty."""
-    deadline = time.monotonic() + seconds
-    while not (found := read()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return found
-
-
 def test_a_verdict_reaches_prometheus_the_audit_log_and_the_clients_trace(stack: Stack) -> None:
     client = openai.OpenAI(base_url=f"{stack.url('chat')}/v1", api_key="none", max_retries=0)
     reply = client.chat.completions.create(
@@ -102,10 +93,9 @@ def test_a_verdict_reaches_prometheus_the_audit_log_and_the_clients_trace(stack:
         ).json()
         return [r for r in answer["data"]["result"] if r["value"][1] == "1"]
 
-    eventually(judged)
-    events = [
-        event for event in eventually(stack.collector.events) if event["gen_ai.response.id"] == reply.id
-    ]
+    until(judged, 40, "the verdict is scraped")
+    told = until(stack.collector.events, 40, "the verdict is told")
+    events = [event for event in told if event["gen_ai.response.id"] == reply.id]
     assert "deception" in {event["gen_ai.evaluation.name"] for event in events}
     assert {event["trace"] for event in events} == {TRACE}
 
@@ -113,7 +103,7 @@ def test_a_verdict_reaches_prometheus_the_audit_log_and_the_clients_trace(stack:
         found = {span.name: span for span in stack.collector.spans() if span.trace_id.hex() == TRACE}
         return found if {"llm_request", "probewatch.verdict"} <= found.keys() else {}
 
-    found = eventually(spans)
+    found = until(spans, 40, "the spans of the request")
     assert {found[name].parent_span_id.hex() for name in ("llm_request", "probewatch.verdict")} == {SPAN}
     assert plain(found["probewatch.verdict"])["gen_ai.response.id"] == reply.id
     [verdict] = [line for line in audited(stack) if line["event"] == "verdict"]
@@ -125,7 +115,7 @@ def test_alerts_take_the_road_to_alertmanager(stack: Stack) -> None:
         found = requests.get(f"{stack.url('Alertmanager')}/api/v2/alerts", timeout=5).json()
         return [alert["labels"]["alertname"] for alert in found]
 
-    assert "ProbewatchWatchdog" in eventually(alerts)
+    assert "ProbewatchWatchdog" in until(alerts, 40, "the first alert")
 
 
 def test_ctrl_c_ends_all_of_it_and_leaves_a_whole_audit_log(stack: Stack) -> None:

@@ -8,12 +8,13 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.unit.waiting import until
 
 Status = Callable[[int], int]
 """What the ``n``-th request (from 0) is answered with."""
@@ -37,10 +38,7 @@ class Inbox:
 
     def wait(self, count: int, seconds: float = 10.0) -> list[Post]:
         """Until so many posts have come."""
-        deadline = time.monotonic() + seconds
-        while len(self.posts) < count:
-            assert time.monotonic() < deadline, f"{len(self.posts)} posts came, {count} expected"
-            time.sleep(0.005)
+        until(lambda: len(self.posts) >= count, seconds, shown=lambda: f"{len(self.posts)} posts of {count}")
         return self.posts
 
 

@@ -27,6 +27,7 @@ from monitor.http import answer, make_router
 from monitor.seam.endpoint import ProbewatchEndpoint, _is_closing
 from monitor.server_state import HttpState
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, value
+from tests.unit.waiting import until
 
 KEY = {ADMIN_HEADER: "secret"}
 ROUTES = ("/alerts", "/events")
@@ -340,8 +341,7 @@ class Uvicorn:
         served.state.closing = lambda: _is_closing(served.application.state)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
+        until(lambda: self.server.started)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/v1/probewatch"
 
@@ -358,10 +358,7 @@ def test_a_real_stream_ends_with_its_client_and_with_its_server(tmp_path: Path) 
     feed = served.state.feed
     assert feed._streams == 2
     first.close()
-    deadline = time.monotonic() + 5
-    while feed._streams == 2 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert feed._streams == 1
+    until(lambda: feed._streams == 1, 5)
     running.server.should_exit = True
     running.thread.join(5)
     assert not running.thread.is_alive(), "an open stream keeps the server from stopping"

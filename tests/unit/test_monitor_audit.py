@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +31,7 @@ from monitor.http import make_router
 from monitor.server_state import HttpState
 from tests.unit.monitor_fakes import alerting, alone, column, make_frontend, summed
 from tests.unit.test_monitor_records import SCORES, record_of
+from tests.unit.waiting import until
 
 METRIC = "probewatch_evidence_total"
 KEY = b"key of the log"
@@ -337,11 +337,11 @@ def test_what_cannot_be_written_is_counted_and_told_in_the_log(tmp_path: Path) -
     log = AuditLog(AuditFile(path, None), alone(frontend), None)
     log.start({})
     frontend.listeners.append(log.listener(frontend))
-    wait_for(lambda: summed(registry, METRIC, sink="audit", outcome="stored") == 1)
+    until(lambda: summed(registry, METRIC, sink="audit", outcome="stored") == 1)
     path.rename(tmp_path / "aside")
     path.mkdir()  # where a folder lies no file can be opened
     finish(frontend, "answer-1")
-    wait_for(lambda: summed(registry, METRIC, sink="audit", outcome="failed") == 1)
+    until(lambda: summed(registry, METRIC, sink="audit", outcome="failed") == 1)
     path.rmdir()
     (tmp_path / "aside").rename(path)
     log.close()
@@ -420,18 +420,11 @@ def test_a_log_that_was_touched_is_counted_for_the_alert(tmp_path: Path) -> None
     path = tmp_path / "log"
     log = AuditLog(AuditFile(path, None), alone(frontend), None)
     log.start({})
-    wait_for(lambda: summed(registry, METRIC, sink="audit", outcome="stored") == 1)
+    until(lambda: summed(registry, METRIC, sink="audit", outcome="stored") == 1)
     assert summed(registry, METRIC, sink="audit", outcome="broken") == 0
     path.write_bytes(path.read_bytes()[:-20])
     log.close()
     assert summed(registry, METRIC, sink="audit", outcome="broken") == 1
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_log_that_cannot_be_opened_refuses_the_start(tmp_path: Path) -> None:

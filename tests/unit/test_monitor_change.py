@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from monitor.seam.tap import define_operation, used_layers
 from monitor.seam.worker import WorkerMonitor
 from probes import load
 from probes.testing import write_artifact
+from tests.unit.waiting import until
 
 D_MODEL = 8
 
@@ -60,10 +60,7 @@ def told(*desired: Wanted) -> list[dict[str, Any]]:
 
 def prepare(monitor: WorkerMonitor, desired: list[dict[str, Any]], epoch: int) -> None:
     monitor.prepare(desired, epoch)
-    deadline = time.monotonic() + 30
-    while not monitor.prepared():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(monitor.prepared, 30)
 
 
 def first(monitor: WorkerMonitor, **changes: Any) -> Wanted:

@@ -29,6 +29,7 @@ from monitor.records import RecentRecords, Record, of_response
 from monitor.unscored import Reason, nan_for
 from tests.unit import nursery
 from tests.unit.monitor_fakes import MODEL, alerting, column, make_bank, make_frontend, make_probe, value
+from tests.unit.waiting import until
 
 PLANTED = (1_234_567, 7_654_321, 1_357_913)
 """Token ids that stand in no other number of a record."""
@@ -78,10 +79,7 @@ class Kept:
 
     def wait(self, *counts: float) -> None:
         """Until that is what has become of the records."""
-        deadline = time.monotonic() + 20
-        while self.counts() != counts:
-            assert time.monotonic() < deadline, (self.counts(), counts)
-            time.sleep(0.01)
+        until(lambda: self.counts() == counts, 20, shown=lambda: (self.counts(), counts))
 
 
 @pytest.fixture

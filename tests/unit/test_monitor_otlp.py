@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
@@ -24,6 +24,7 @@ from monitor.otlp_options import headers_of
 from tests.unit.monitor_fakes import alerting, column, make_frontend, make_probe, summed
 from tests.unit.otlp_collector import Collector, accept, plain
 from tests.unit.test_monitor_records import PROMPT, SCORES, record_of
+from tests.unit.waiting import until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SINKS = ("otlp_logs", "otlp_traces")
@@ -117,7 +118,7 @@ def test_a_busy_collector_is_asked_again_and_a_refusing_one_is_not(collector: Co
     collector.answer = lambda path: next(replies) if path == "/v1/logs" else (400, b"no")
     told = Told(collector.url)
     told.finish()
-    wait_for(lambda: told.count("delivered") == [1, 0] and told.count("failed") == [0, 1])
+    until(lambda: told.count("delivered") == [1, 0] and told.count("failed") == [0, 1])
     assert collector.posts.count("/v1/logs") == 3
     assert collector.posts.count("/v1/traces") == 1
     told.exporter.close()
@@ -152,7 +153,7 @@ def test_an_answer_that_is_nonsense_or_huge_costs_its_batch_and_nothing_else(
     collector.answer = lambda path: (200, body)
     told = Told(collector.url)
     told.finish()
-    wait_for(lambda: told.count("failed") == [1, 1])
+    until(lambda: told.count("failed") == [1, 1])
     collector.answer = accept
     told.finish()
     told.exporter.close()
@@ -171,7 +172,7 @@ def test_a_collector_that_is_gone_or_hangs_never_holds_up_serving(collector: Col
     collector.answer = lambda path: (release.wait(10), (200, b""))[1]
     told = Told(collector.url)
     told.finish()
-    wait_for(lambda: len(collector.posts) == 2)
+    until(lambda: len(collector.posts) == 2)
     told.finish("cmpl-2")
     told.exporter.close(patience=0.1)
     assert told.count("dropped") == [2, 2], "one that waited, and the one on its way"
@@ -191,10 +192,3 @@ def test_what_is_no_address_is_refused(endpoint: str) -> None:
     assert "pass-word" not in str(told.value)
     assert open_otlp(Settings(), {}) is None
     assert headers_of("a=1, b = 2%3D,junk") == {"a": "1", "b": "2="}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

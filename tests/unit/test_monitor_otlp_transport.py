@@ -24,7 +24,8 @@ from monitor.otlp_http import HttpExport
 from monitor.otlp_options import Options, options_of
 from monitor.otlp_sender import NotNow
 from tests.unit.otlp_collector import Collector
-from tests.unit.test_monitor_otlp import Told, wait_for
+from tests.unit.test_monitor_otlp import Told
+from tests.unit.waiting import until
 
 GENERAL = "OTEL_EXPORTER_OTLP_"
 SERVICES = {
@@ -70,7 +71,7 @@ def told_to(url: str, outcome: str, **environ: str) -> None:
     """One verdict told, and what became of it on both roads."""
     told = Told(url, **environ)
     told.finish()
-    wait_for(lambda: told.count(outcome) == [1, 1])
+    until(lambda: told.count(outcome) == [1, 1])
     told.exporter.close()
 
 
@@ -194,7 +195,7 @@ def test_grpc_asks_a_busy_collector_again_and_a_refusing_one_not() -> None:
         services.reply[path] = logs.ExportLogsServiceResponse(partial_success={"rejected_log_records": 1})
         told = Told(f"http://{address}", **environ)
         told.finish()
-        wait_for(lambda: told.count("failed") == [1, 0] and told.count("delivered") == [0, 1])
+        until(lambda: told.count("failed") == [1, 0] and told.count("delivered") == [0, 1])
         told.exporter.close()
 
 

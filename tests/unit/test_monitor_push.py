@@ -30,6 +30,7 @@ from monitor.push import make_postmen, public_url
 from monitor.receivers import SIGNATURE_HEADER, TIMESTAMP_HEADER, Sites, alerts_of, severity
 from monitor.records import Record
 from tests.unit.monitor_fakes import BENIGN, alerting, column, make_frontend, value
+from tests.unit.waiting import until
 
 URL = "https://llm.example.org"
 ORIGIN = Origin(URL, "0.1.0", "0.32.0", "abc")
@@ -74,10 +75,7 @@ class Pushing:
 
     def wait(self, *counts: float, sink: str = "webhook") -> None:
         """Until that is what has become of the flags."""
-        deadline = time.monotonic() + 10
-        while self.counts(sink) != counts:
-            assert time.monotonic() < deadline, (self.counts(sink), counts)
-            time.sleep(0.005)
+        until(lambda: self.counts(sink) == counts, shown=lambda: (self.counts(sink), counts))
 
     def close(self, seconds: float = 4.0) -> None:
         for postman in self.postmen:
