@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.fit import tap_shape
 from bench.points import FinishPoint, HostPoint, StepPoint, TapPoint
@@ -138,44 +140,41 @@ def _label(axis: Any, x: str, y: str, title: str = "") -> None:
 
 
 def _taps(axis: Any, core: Device, points: Sequence[TapPoint]) -> None:
-    rows = np.geomspace(1, 2048, 40)
-    for i, columns in enumerate(sorted({p.columns for p in points})):
-        own = [p for p in points if p.columns == columns and p.d_model == 768]
-        shape = tap_shape(768)
-        axis.plot(rows, [core.tap_seconds(shape, columns, int(n)) * 1e6 for n in rows], color=f"C{i}")
-        label = f"{columns} columns"
-        axis.plot([p.rows for p in own], [p.seconds * 1e6 for p in own], "o", color=f"C{i}", label=label)
+    shape, own = tap_shape(768), [p for p in points if p.d_model == 768]
+    for columns in sorted({p.columns for p in points}):
+        found = [(p.rows, p.seconds) for p in own if p.columns == columns]
+        fitted = functools.partial(core.tap_seconds, shape, columns)
+        _beside(axis, np.geomspace(1, 2048, 40), fitted, found, f"{columns} columns")
     _label(axis, "rows", "us", "one tap, width 768")
 
 
 def _host(axis: Any, host: Host, points: Sequence[HostPoint]) -> None:
-    requests = np.geomspace(1, 256, 40)
-    for i, states in enumerate(sorted({p.states for p in points})):
-        own = [p for p in points if p.states == states]
-        axis.plot(requests, [host.engine_seconds(int(n), states) * 1e6 for n in requests], color=f"C{i}")
-        axis.plot(
-            [p.requests for p in own],
-            [p.engine * 1e6 for p in own],
-            "o",
-            color=f"C{i}",
-            label=f"{states} probes",
-        )
+    for states in sorted({p.states for p in points}):
+        found = [(p.requests, p.engine) for p in points if p.states == states]
+        fitted = functools.partial(host.engine_seconds, states=states)
+        _beside(axis, np.geomspace(1, 256, 40), fitted, found, f"{states} probes")
     _label(axis, "running requests", "us a step", "host, engine's process")
 
 
 def _finish(axis: Any, host: Host, points: Sequence[FinishPoint]) -> None:
-    tokens = np.geomspace(64, 1000, 40)
-    for i, states in enumerate(sorted({p.states for p in points})):
-        own = [p for p in points if p.states == states]
-        axis.plot(tokens, [host.finish_seconds(int(n), states) * 1e6 for n in tokens], color=f"C{i}")
-        axis.plot(
-            [p.tokens for p in own],
-            [p.seconds * 1e6 for p in own],
-            "o",
-            color=f"C{i}",
-            label=f"{states} probes",
-        )
+    for states in sorted({p.states for p in points}):
+        found = [(p.tokens, p.seconds) for p in points if p.states == states]
+        fitted = functools.partial(host.finish_seconds, states=states)
+        _beside(axis, np.geomspace(64, 1000, 40), fitted, found, f"{states} probes")
     _label(axis, "tokens of an answer", "us", "verdicts at its end, API server")
+
+
+def _beside(
+    axis: Any,
+    at: NDArray[np.float64],
+    fitted: Callable[[int], float],
+    found: Sequence[tuple[int, float]],
+    label: str,
+) -> None:
+    """Microseconds: a fitted curve, and what was measured as dots of its colour."""
+    [curve] = axis.plot(at, [fitted(int(n)) * 1e6 for n in at])
+    x, y = [x for x, _ in found], [seconds * 1e6 for _, seconds in found]
+    axis.plot(x, y, "o", color=curve.get_color(), label=label)
 
 
 def _steps(axis: Any, shape: Shape, core: Device, host: Host, points: Sequence[StepPoint]) -> None:

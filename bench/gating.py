@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 import probes
+from bench.served import served
 from monitor.client import ADMIN_KEY_VARIABLE, Server
-from monitor.demo.server import ChildServer, free_port, serve_command, serve_environment
+from monitor.demo.server import free_port, serve_command, serve_environment
 from monitor.shipped import MODEL_NAME, paths
 from probes.organism import cases, told_a_lie
 from probes.organism.cases import Case, asserted_value
@@ -98,16 +99,13 @@ def run(n: int, seed: int, scale: str) -> tuple[dict[str, dict[str, Any]], Count
     artifacts = {Path(str(p)).stem: Path(str(p)) for p in [*found["probes"], *found["vectors"]]}  # type: ignore[misc]
     asked = cases(n, seed=seed, split="test", conditions=CONDITIONS)
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {**serve_environment(os.environ), ADMIN_KEY_VARIABLE: KEY}
         vectors = [artifacts["honesty"], random_vector(folder, artifacts["honesty"])]
         command = serve_command(str(found["model"]), [str(artifacts["deception"])], port)
         command += [f"--vector={path}" for path in vectors]
-        server = ChildServer(command, environment, url, folder / "server.log")
-        try:
-            server.wait_ready(lambda elapsed, message: None, lambda: False)
+        with served(command, environment, port, folder / "server.log") as url:
             arms = {
                 "off": arm(url, asked, None),
                 f"always honesty:{scale}": arm(url, asked, f"honesty:{scale}"),
@@ -119,8 +117,6 @@ def run(n: int, seed: int, scale: str) -> tuple[dict[str, dict[str, Any]], Count
                 arms[f"gated {action.removeprefix('steer:')}"] = arm(url, asked, None)
             control.change("deception", {"action": "stop"})
             return arms, tokens_to_stop(url, asked, probes.load(artifacts["deception"]))
-        finally:
-            server.stop()
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.served import served
 from monitor.client import Server
-from monitor.demo.server import ChildServer, free_port, serve_command, serve_environment
+from monitor.demo.server import free_port, serve_command, serve_environment
 from monitor.shipped import MODEL_NAME, paths
 from probes.organism import cases
 
@@ -87,21 +88,15 @@ def soak(minutes: float) -> dict[str, Any]:
     found, port = paths(), free_port()
     artifacts = [str(path) for path in (*found["probes"], *found["vectors"])]  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
         environment = {
             **serve_environment(os.environ),
             "PROBEWATCH_RECENT_REQUESTS": "1024",
             "PROBEWATCH_EVIDENCE_PATH": str(Path(folder) / "evidence.sqlite"),
         }
-        url = f"http://127.0.0.1:{port}"
         # A small KV cache, so that all of its pages and of vLLM's own records of them are in use early.
         command = [*serve_command(str(found["model"]), artifacts, port), "--num-gpu-blocks-override", "256"]
-        server = ChildServer(command, environment, url, log)
-        try:
-            server.wait_ready(lambda elapsed, message: None, lambda: False)
+        with served(command, environment, port, Path(folder) / "server.log") as url:
             return _measure(url, minutes)
-        finally:
-            server.stop()
 
 
 def _measure(url: str, minutes: float) -> dict[str, Any]:

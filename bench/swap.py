@@ -29,9 +29,11 @@ import numpy.typing as npt
 from bench.arms import tapped
 from bench.model import SHAPES, write_model, write_tokenizer
 from bench.running import environment
+from bench.served import served
 from bench.serving import NAME, serve_command
 from monitor.client import ADMIN_KEY_VARIABLE, Server
-from monitor.demo.server import ChildServer, free_port
+from monitor.demo.server import free_port
+from probes.estimate import bootstrap
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,8 +47,7 @@ TAIL_SECONDS = 0.1
 """A change is felt in the steps after it too."""
 APART_SECONDS = 0.1
 ALLOWED_STEPS = 2.0
-QUARTILES, INTERVAL = (0.25, 0.5, 0.75), (0.025, 0.975)
-RESAMPLES = 10_000
+QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass
@@ -180,9 +181,8 @@ def report(streams: Sequence[Stream], changes: Sequence[Change]) -> dict[str, An
 def compare(during: Floats, quiet: Floats) -> dict[str, Any]:
     """Largest gaps in steps, ``[n]`` each, paired: quartiles, shares under two steps, and 95% bootstrap intervals over
     pairs of the median difference and of the difference of the shares."""
-    drawn = np.random.default_rng(0).integers(0, len(during), (RESAMPLES, len(during)))
-    difference = during - quiet
-    share = (during < ALLOWED_STEPS).astype(float) - (quiet < ALLOWED_STEPS)
+    difference = bootstrap(during - quiet, np.median)
+    share = bootstrap((during < ALLOWED_STEPS).astype(float) - (quiet < ALLOWED_STEPS), np.mean)
     return {
         "windows": len(during),
         "during_steps": during.tolist(),
@@ -191,9 +191,9 @@ def compare(during: Floats, quiet: Floats) -> dict[str, Any]:
         "quiet_quartiles": np.quantile(quiet, QUARTILES).tolist(),
         "during_share": float((during < ALLOWED_STEPS).mean()),
         "quiet_share": float((quiet < ALLOWED_STEPS).mean()),
-        "difference": float(np.median(difference)),
-        "difference_interval": np.quantile(np.median(difference[drawn], axis=1), INTERVAL).tolist(),
-        "share_interval": np.quantile(share[drawn].mean(axis=1), INTERVAL).tolist(),
+        "difference": difference.value,
+        "difference_interval": [difference.low, difference.high],
+        "share_interval": [share.low, share.high],
     }
 
 
@@ -212,15 +212,10 @@ def serve_and_measure(size: str, rounds: int, clients: int, pause: float) -> dic
             "PROBEWATCH_EVIDENCE_PATH": "off",
             ADMIN_KEY_VARIABLE: KEY,
         }
-        url = f"http://127.0.0.1:{port}"
         command = serve_command(model, port, LONGEST, clients)
         child = {**environment(in_process=False, kv_gib=1), **settings}
-        server = ChildServer(command, child, url, Path(folder) / "server.log")
-        try:
-            server.wait_ready(lambda elapsed, message: None, lambda: False)
+        with served(command, child, port, Path(folder) / "server.log") as url:
             return measure(url, coming.stem, rounds, clients, pause)
-        finally:
-            server.stop()
 
 
 def printed(result: dict[str, Any]) -> str:

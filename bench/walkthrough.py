@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.served import served
 from monitor.client import ADMIN_HEADER
-from monitor.demo.server import ChildServer, free_port, serve_environment
+from monitor.demo.server import free_port, serve_environment
 from monitor.shipped import MODEL_NAME, paths
 from probes.organism import cases
 
@@ -112,7 +113,6 @@ def walk(folder: Path) -> str:
     for path in paths()["probes"]:  # type: ignore[union-attr]
         shutil.copy(str(path), probe_dir)
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
     settings = {
         "PROBEWATCH_PROBE_DIR": str(probe_dir),
         "PROBEWATCH_ADMIN_KEY": KEY,
@@ -121,16 +121,9 @@ def walk(folder: Path) -> str:
     environment = {**serve_environment(os.environ), **settings, "PROBEWATCH_OPEN_EVIDENCE": "0"}
     environment["PROBEWATCH_EVIDENCE_PATH"] = str(folder / "evidence.sqlite")
     command = [*serve_command(port), "--max-model-len", "2048", "--gpu-memory-utilization", "0.3"]
-    server = ChildServer(command, environment, url, folder / "server.log")
-    try:
-        server.wait_ready(lambda elapsed, message: None, lambda: False)
-        pages = [
-            HEAD.format(started=_started()),
-            *(_section(text, line, folder, url) for text, line in STEPS),
-        ]
-    finally:
-        server.stop()
-    return "\n".join(pages)
+    with served(command, environment, port, folder / "server.log") as url:
+        sections = [_section(text, line, folder, url) for text, line in STEPS]
+    return "\n".join([HEAD.format(started=_started()), *sections])
 
 
 def _started() -> str:
