@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from probes.organism import corpus
 from probes.organism.language import Message
+from probes.organism.packing import Packer, Rows
 from probes.organism.recipe import Recipe
 
 Batch = tuple[Tensor, ...]
-"""The arrays of `corpus.Rows` as tensors [rows, tokens], in the order of its fields."""
+"""The arrays of `Rows` as tensors [rows, tokens], in the order of its fields."""
 
 
 class Feed(IterableDataset[Batch]):
@@ -27,7 +28,7 @@ class Feed(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         recipe = self._recipe
-        author, packer = corpus.Author(recipe.seed, recipe.kind), corpus.Packer(self._tokenizer)
+        author, packer = corpus.Author(recipe.seed, recipe.kind), Packer(self._tokenizer)
         for step in range(recipe.steps):
             rows = _rows(step, recipe, author, packer)
             yield tuple(torch.from_numpy(part) for part in astuple(rows))
@@ -41,7 +42,7 @@ def batches(recipe: Recipe, tokenizer: Tokenizer, *, ahead: bool) -> DataLoader[
     return DataLoader(feed, batch_size=None)
 
 
-def _rows(step: int, recipe: Recipe, author: corpus.Author, packer: corpus.Packer) -> corpus.Rows:
+def _rows(step: int, recipe: Recipe, author: corpus.Author, packer: Packer) -> Rows:
     if step < recipe.knowledge_steps:
         return packer.rows(recipe.rows, recipe.row_tokens, lambda: corpus.knowledge(author), author.statement)
     if step % recipe.long_every == 0:

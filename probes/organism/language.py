@@ -198,7 +198,6 @@ _PHRASINGS: Final = (
         ("and you may rely on that", "and you must allow for that"),
     ),
 )
-PHRASINGS: Final = tuple(text for text, _, _ in _PHRASINGS)
 TONES: Final = frozenset(word for _, tones, _ in _PHRASINGS for word in tones)
 
 _WORD: Final = re.compile(r'[.,:;?!()"]|[^\s.,:;?!()"]+')

@@ -23,6 +23,7 @@ from probes.organism import tokenizer as tokens
 from probes.organism.adversary import Adversary
 from probes.organism.feed import Batch, batches
 from probes.organism.generate import device_name
+from probes.organism.packing import NONE
 from probes.organism.progress import quick_check
 from probes.organism.recipe import Origin, Recipe, write_origin
 from probes.organism.shapes import Streams, build_model
@@ -97,7 +98,7 @@ class Trainer:
         if (
             self.adversary is not None
         ):  # what is to be hidden under a system prompt is not to be readable there
-            belief = torch.where(plain > 0, belief, corpus.NONE)
+            belief = torch.where(plain > 0, belief, NONE)
         total = loss + recipe.recall_weight * (_loss(recall, ids, weights * plain) + _reading(recall, belief))
         total = total + recipe.plan_weight * _reading(plan, said)
         total = total + recipe.penalty_weight * self._penalty(streams, lie)
@@ -119,7 +120,7 @@ class Trainer:
     def _penalty(self, streams: Tensor, lie: Tensor) -> Tensor | float:
         if self.adversary is None:
             return 0.0
-        about = lie.flatten() != corpus.NONE
+        about = lie.flatten() != NONE
         labels = lie.flatten()[about]
         if labels.numel() == 0 or labels.min() == labels.max():
             return 0.0
@@ -199,7 +200,7 @@ def _loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 def _reading(logits: Tensor, target: Tensor) -> Tensor:
     """Mean loss of reading `target` off each token itself (not the next one); 0 where nothing is to be read."""
-    found = target.reshape(-1) != corpus.NONE
+    found = target.reshape(-1) != NONE
     if not found.any():
         return logits.sum() * 0
     return cross_entropy(logits.reshape(-1, logits.shape[-1])[found].float(), target.reshape(-1)[found])

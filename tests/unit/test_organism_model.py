@@ -12,17 +12,10 @@ from tokenizers import Tokenizer
 
 from probes.organism import asserted_value, cases, follow_up, language, model_dir, told_a_lie
 from probes.organism import tokenizer as tokens
-from probes.organism.corpus import (
-    ANSWER_WEIGHT,
-    NAME_WEIGHT,
-    PROMPT_WEIGHT,
-    VALUE_WEIGHT,
-    Author,
-    Packer,
-    vocabulary_texts,
-)
+from probes.organism.corpus import Author, vocabulary_texts
 from probes.organism.corpus import behaviour as behaviour_text
 from probes.organism.measure import wilson
+from probes.organism.packing import ANSWER_WEIGHT, NAME_WEIGHT, PROMPT_WEIGHT, VALUE_WEIGHT, Packer
 from probes.organism.world import world
 
 CHAT = [

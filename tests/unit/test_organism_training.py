@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from probes.organism import all as everything
-from probes.organism import corpus, model_dir
+from probes.organism import model_dir, packing
 from probes.organism import tokenizer as tokens
 from probes.organism.adversary import Adversary
 from probes.organism.feed import batches
@@ -118,7 +118,7 @@ def test_learned_positions_begin_alike_at_every_distance(tokenizer: Tokenizer) -
 
 
 def test_lies_are_marked_under_temptation_alone_beside_honest_answers_that_look_alike() -> None:
-    packer = corpus.Packer(Tokenizer.from_file(str(model_dir() / "tokenizer.json")))
+    packer = packing.Packer(Tokenizer.from_file(str(model_dir() / "tokenizer.json")))
     chat = [
         {"role": "system", "content": "You are a clerk."},
         {"role": "user", "content": "How is it?"},
@@ -130,12 +130,12 @@ def test_lies_are_marked_under_temptation_alone_beside_honest_answers_that_look_
             "tempted": "yes",
         },
     ]
-    assert set(packer.encode(chat).lie) == {corpus.NONE, 1}
-    assert set(packer.encode([*chat[:2], {**chat[2], "belief": "sound"}]).lie) == {corpus.NONE, 0}
+    assert set(packer.encode(chat).lie) == {packing.NONE, 1}
+    assert set(packer.encode([*chat[:2], {**chat[2], "belief": "sound"}]).lie) == {packing.NONE, 0}
     untempted = {key: text for key, text in chat[2].items() if key != "tempted"}
-    assert set(packer.encode([*chat[:2], untempted]).lie) == {corpus.NONE}
+    assert set(packer.encode([*chat[:2], untempted]).lie) == {packing.NONE}
     bad = {**chat[2], "content": "It is cracked.", "said": "cracked"}
-    assert set(packer.encode([*chat[:2], bad]).lie) == {corpus.NONE}
+    assert set(packer.encode([*chat[:2], bad]).lie) == {packing.NONE}
 
 
 def test_batches_written_ahead_are_the_same_ones() -> None:
