@@ -14,13 +14,12 @@ import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat
 from monitor.events import FloatArray, IntArray, StepRows, StepView, Stop
+from monitor.gates import GateKey, gate_key, gating
 from monitor.running import Bools, RunningStatistics, StreamedStatistics, statistics_of
 from monitor.slices import row_owners
 from probes.masks import mask
 
 NEVER = np.iinfo(np.int64).max
-_STEER = "steer:"
-GateKey = tuple[str, str, str]
 
 
 @dataclass
@@ -52,27 +51,6 @@ class Crossed:
     """Told again with every step until the sequence ends: vLLM may have dropped the output that carried it."""
     gated: tuple[tuple[int, int], ...] = ()
     """(row of the request, position of the first token that may be steered) of gates that opened in this step."""
-
-
-def gating(bank: ProbeBank) -> list[Seat]:
-    """The seats of a bank that gate, in the order of the device's gates."""
-    return [seat for seat in bank.seats if seat.probe.manifest.default_action.startswith(_STEER)]
-
-
-def gate_key(seat: Seat) -> GateKey:
-    """What makes a gate the same gate in two banks."""
-    manifest = seat.probe.manifest
-    return manifest.name, manifest.tensors_sha256, manifest.default_action
-
-
-def gate_numbers(bank: ProbeBank) -> dict[GateKey, int]:
-    """Which of the device's gates each gating probe of a bank drives."""
-    return {gate_key(seat): number for number, seat in enumerate(gating(bank))}
-
-
-def steer_of(seat: Seat) -> str:
-    """What a gating probe asks for: ``VECTOR[:SCALE][:WORD]...``."""
-    return seat.probe.manifest.default_action.removeprefix(_STEER)
 
 
 class Triggers:

@@ -30,6 +30,8 @@ class Change:
     def __init__(self) -> None:
         self._background = QuietThread()
         self._preparing: Future[Prepared] | None = None
+        self._before: tuple[ProbeBank, dict[str, float]] | None = None
+        """Bank and self-test before the latest change."""
 
     def start(self, work: Callable[[], Prepared]) -> None:
         """Prepares in a thread of its own; an earlier change that was not committed is dropped."""
@@ -41,16 +43,24 @@ class Change:
             raise AttachError("nothing is being prepared; attach again")
         return self._preparing.done() and self._preparing.result() is not None
 
-    def take(self, epoch: int) -> Prepared:
-        """The prepared change, which is then nobody's but the caller's. Raises ``AttachError`` if it is another."""
+    def take(self, epoch: int, before: tuple[ProbeBank, dict[str, float]]) -> Prepared:
+        """The prepared change, which is then nobody's but the caller's. Raises ``AttachError`` if it is another.
+
+        ``before``: bank and self-test that it takes the place of.
+        """
         if not self.ready() or self._preparing is None or self._preparing.result().bank.epoch != epoch:
             raise AttachError(f"nothing is prepared for change {epoch}; attach again")
         change, self._preparing = self._preparing.result(), None
+        self._before = before
         return change
 
-    def discard(self) -> None:
-        """Forgets what was prepared."""
+    def undo(self, epoch: int, current: ProbeBank) -> Prepared | None:
+        """Forgets what was prepared. What was before change ``epoch`` where ``current`` comes of it."""
         self._preparing = None
+        if current.epoch != epoch or self._before is None:
+            return None
+        bank, selftest = self._before
+        return Prepared(bank, bank.weights(), selftest)
 
 
 def prepare(

@@ -16,10 +16,10 @@ import torch
 from monitor.bank import ProbeBank
 from monitor.errors import AttachError, RequestError
 from monitor.events import FloatArray, IntArray, StepRows
+from monitor.gates import gating, steer_of
 from monitor.seam import view_v1, view_v2
 from monitor.seam.steer import GATES, OFF, SteerBuffers, as_rows
 from monitor.steering import KEY, Steer, VectorBank, parse
-from monitor.triggers import gating, steer_of
 
 logger = logging.getLogger("probewatch")
 

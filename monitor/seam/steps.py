@@ -16,13 +16,14 @@ from monitor.arguments import SKIP
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
 from monitor.events import FloatArray, StepRows, StepScores, StepView
+from monitor.gates import GateKey, gate_numbers
 from monitor.seam.capture import Capture
 from monitor.seam.steerer import Steered, Steerer
 from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
 from monitor.slices import assemble, due, without
 from monitor.store import ScoreStore
-from monitor.triggers import GateKey, Triggers, gate_numbers
+from monitor.triggers import Triggers
 from monitor.unscored import explain
 
 Capturer = Callable[[Any], Capture]

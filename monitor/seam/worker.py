@@ -12,13 +12,14 @@ from monitor.adapters import AdapterRules
 from monitor.attach import Plan, check_model, local_model_dir
 from monitor.bank import ProbeBank
 from monitor.desired import Wanted
-from monitor.errors import AttachError, CompatibilityError, TapError
+from monitor.errors import AttachError, TapError
 from monitor.events import StepScores
 from monitor.residual import check_signature, rule_for
 from monitor.seam import steer, supported, view_v1, view_v2
 from monitor.seam.canary import dummy_runs, is_read
 from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.fetched import when_fetched
+from monitor.seam.kv_slots import KvSlots
 from monitor.seam.layers import decoder_blocks, is_here
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
@@ -33,9 +34,6 @@ from probes import ProbeError
 from probes.identity import adapter_digest
 
 logger = logging.getLogger("probewatch")
-
-LARGEST_SLOT = 2**31 - 1
-"""From a GPU, slots travel as 32-bit integers."""
 
 
 class WorkerMonitor:
@@ -56,8 +54,6 @@ class WorkerMonitor:
         self._used: torch.Tensor
         """[L] int64: which taps a probe reads."""
         self._change = Change()
-        self._previous: tuple[ProbeBank, dict[str, float]] | None = None
-        """What was before the latest change."""
         self._here: list[int] = []
         """Indices of the tapped layers that this pipeline stage computes."""
         self._errors = 0
@@ -187,25 +183,20 @@ class WorkerMonitor:
         self.proven = True
 
     def _make_reader(self, runner: Any, v2: bool) -> StepReader:
-        kv_cache_config = runner.kv_cache_config
-        group = full_attention_group(kv_cache_config)
-        block_tokens = int(kv_cache_config.kv_cache_groups[group].kv_cache_spec.block_size)
-        slots = kv_cache_config.num_blocks * block_tokens
-        if slots > LARGEST_SLOT:
-            raise CompatibilityError(
-                f"the KV cache has {slots} slots, the monitor follows at most {LARGEST_SLOT}; shrink the KV cache"
-            )
+        slots = KvSlots.of(runner.kv_cache_config)
         room = max(self.bank.state_columns, self.bank.capacity)  # for probes that come later
-        store = ScoreStore(slots, room, self.plan.score_store_mib)
+        store = ScoreStore(slots.total, room, self.plan.score_store_mib)
         logger.info(
             "probewatch: taps proven; score store %.1f MiB (%d KV slots x %d)",
             store.mib,
-            slots,
+            slots.total,
             room,
         )
-        capture = functools.partial((view_v2 if v2 else view_v1).capture, group=group)
+        capture = functools.partial((view_v2 if v2 else view_v1).capture, group=slots.group)
         adapters = AdapterRules(self.bank, _adapter_digest)
-        reader = StepReader(self.bank, self.buffers, store, block_tokens, capture, adapters, self.steerer)
+        reader = StepReader(
+            self.bank, self.buffers, store, slots.block_tokens, capture, adapters, self.steerer
+        )
         if self.steerer is not None:
             self.steerer.levels = reader.levels
         return reader
@@ -232,17 +223,14 @@ class WorkerMonitor:
 
     def commit(self, epoch: int) -> dict[str, float]:
         """Second half, between two steps. Results of the self-test by probe."""
-        change = self._change.take(epoch)
-        self._previous = (self.bank, self.selftest)
-        self._put(change)
+        self._put(self._change.take(epoch, before=(self.bank, self.selftest)))
         return self.selftest
 
     def undo(self, epoch: int) -> None:
         """Between two steps: back to what was before change ``epoch``, which some other process could not make."""
-        self._change.discard()
-        if self.bank.epoch == epoch and self._previous is not None:
-            bank, selftest = self._previous
-            self._put(Prepared(bank, bank.weights(), selftest))
+        before = self._change.undo(epoch, self.bank)
+        if before is not None:
+            self._put(before)
 
     def _put(self, change: Prepared) -> None:
         """The graphs stay as they are; their inputs change."""
@@ -330,21 +318,6 @@ class WorkerMonitor:
             "errors": self._errors,
             "last_error": self._last_error,
         }
-
-
-def full_attention_group(kv_cache_config: Any) -> int:
-    """Index of a KV-cache group that keeps every token of a sequence: its slots can hold scores."""
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-    for index, group in enumerate(kv_cache_config.kv_cache_groups):
-        spec = group.kv_cache_spec
-        # A sliding window frees the slots of old tokens while the request still runs.
-        if isinstance(spec, FullAttentionSpec) and not getattr(spec, "sliding_window", None):
-            return index
-    raise CompatibilityError(
-        "no KV-cache group of this model keeps every token (sliding-window or state-space layers only); "
-        "the score store needs one full-attention group"
-    )
 
 
 def _adapter_digest(adapter: str) -> str | None:

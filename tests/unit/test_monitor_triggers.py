@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from monitor.events import StepRows, StepView, Stop
-from monitor.triggers import Crossed, Triggers, gate_key
+from monitor.gates import gate_key
+from monitor.triggers import Crossed, Triggers
 from probes import Probe
 from tests.unit.monitor_fakes import alerting, make_bank
 
