@@ -77,7 +77,8 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
         _tell(_described(plan, fed, args.tokens))
         _tell(
             f"disk: {needed / MIB:.1f} MiB in {len(shards) - len(there)} of {len(shards)} shards under {args.out}; "
-            f"memory: {in_step / MIB:.1f} MiB on each device, {max(sizes) / MIB:.1f} MiB on the host"
+            f"memory: {in_step / MIB:.1f} MiB on each device, {max(sizes) / MIB:.1f} MiB on the host, beside "
+            f"vLLM's own: its weights and {offline.room(arguments)}"
         )
         check_disk(args.out, needed)
         if needed:

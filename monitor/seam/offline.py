@@ -13,6 +13,8 @@ from monitor.launch import plugin_names
 from monitor.refusal import REFUSAL_FILE
 
 _ASKS = ("PROBES", "TAP_LAYERS", "VECTORS", "CONFIG", "COLLECT")
+CPU_CACHE_GIB = "4"
+"""Of KV cache, in place of nine tenths of a CPU machine's memory: nothing stays in it beyond its transcript."""
 
 
 def configure(asked: Mapping[str, str]) -> None:
@@ -41,9 +43,16 @@ def engine_arguments(command: str, model: str, options: Sequence[str], **forced:
         add_help=False,
     )
     parsed = EngineArgs.add_cli_args(parser).parse_args(["--model", model, *options])
+    spare_memory(parsed, parser.get_default("gpu_memory_utilization"))
     for name, value in forced.items():
         setattr(parsed, name, value)
     return EngineArgs.from_cli_args(parsed)
+
+
+def spare_memory(parsed: Any, usual: float) -> None:
+    """A small cache on a CPU, where nobody asked for another; without meaning on a GPU."""
+    if parsed.kv_cache_memory_bytes is None and parsed.gpu_memory_utilization == usual:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
 
 
 def planned(arguments: Any) -> Any:
@@ -58,6 +67,17 @@ def planned(arguments: Any) -> Any:
             .removeprefix("1 validation error for VllmConfig ")
         )
         raise CollectError(f"vLLM refuses these options: {reason[:300]}; change them") from error
+
+
+def room(arguments: Any) -> str:
+    """What vLLM itself will take of memory, beside its weights."""
+    from vllm.platforms import current_platform
+
+    if arguments.kv_cache_memory_bytes is not None:
+        return f"{arguments.kv_cache_memory_bytes / 2**20:.0f} MiB of KV cache"
+    if current_platform.is_cpu() and (gib := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+        return f"{gib} GiB of KV cache"
+    return f"KV cache up to {arguments.gpu_memory_utilization:.0%} of the device"
 
 
 def start(arguments: Any) -> Any:

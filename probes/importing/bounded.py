@@ -2,9 +2,12 @@
 
 import json
 import os
+import resource
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +18,10 @@ MAX_BYTES: Final = 1 << 30
 MAX_JSON: Final = 1 << 28
 """A CAST vector writes each number as text."""
 MAX_MEMBERS: Final = 4096
+MAX_NUMBERS: Final = MAX_BYTES // 8
+"""Of one tensor: it is computed with in float64."""
+_MEMORY: Final = 8 * MAX_BYTES
+_SECONDS: Final = 120
 _CHUNK: Final = 1 << 20
 
 
@@ -33,6 +40,35 @@ def read(path: Path, limit: int = MAX_BYTES) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ArtifactError(f"{path} cannot be read ({reason}); check the path") from None
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what another library would open by its path, and wait for: a pipe, a device."""
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is not a regular file; fetch it again")
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """At most 8 GiB more than there are now, and 120 seconds of processor time: what no check foresaw ends there.
+
+    Memory ends in the error of the library that asked for it; time in SIGXCPU, for a loop in C hears nothing else.
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    wanted = {
+        resource.RLIMIT_AS: pages * resource.getpagesize() + _MEMORY,
+        resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + _SECONDS,
+    }
+    before = {kind: resource.getrlimit(kind) for kind in wanted}
+    try:
+        for kind, limit in wanted.items():
+            allowed = [n for n in before[kind] if n != resource.RLIM_INFINITY]
+            resource.setrlimit(kind, (min([limit, *allowed]), before[kind][1]))
+        yield
+    finally:
+        for kind, limits in before.items():
+            resource.setrlimit(kind, limits)
 
 
 def read_json(path: Path, limit: int = 1 << 20) -> dict[str, object]:

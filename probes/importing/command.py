@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from probes.errors import ProbeError
 from probes.identity import model_identity
+from probes.importing import bounded
 from probes.importing.convert import convert
 from probes.importing.export import export
 from probes.importing.foreign import Request
@@ -28,8 +29,9 @@ def import_file(options: argparse.Namespace) -> int:
         positive_class=options.positive_class,
         model=options.model,
     )
-    form = options.format or detect(request)
-    foreign = FORMATS[form](request)
+    with bounded.limited():
+        form = options.format or detect(request)
+        foreign = FORMATS[form](request)
     model = None if options.model is None else model_identity(options.model)
     probe = convert(foreign, request, options.name or _name(options.out), model)
     written = _written(options.out, lambda: probe.save(options.out))
@@ -48,6 +50,8 @@ def export_vector(options: argparse.Namespace) -> int:
     """Write a vector in another project's format."""
     probe = load(options.vector)
     _written(options.out, lambda: export(probe, options.out, options.format))
+    if options.format == "gguf" and 0 in probe.manifest.layers:
+        print("warning: llama.cpp refuses a file with direction.0; repeng reads it", file=sys.stderr)
     shown = ", ".join(map(str, probe.manifest.layers))
     print(f"{options.out}: {probe.manifest.name} as {options.format}, after block {shown}")
     return 0

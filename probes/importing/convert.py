@@ -83,15 +83,19 @@ def _chosen(
             )
         foreign = _dealt(foreign, request.layers, per_layer)
     held = foreign.layers or ()
+    if not all(0 <= n < layers.LIMIT for n in held):
+        raise TensorInvalid(
+            f"the file numbers a layer below 0 or above {layers.LIMIT - 1}; fetch the file again"
+        )
     wanted = sorted(held if request.layers is None else request.layers)
     strays = [n for n in wanted if n not in held]
     if strays or len(set(held)) < len(held):
         raise FlagNeeded(
-            f"layers {strays or list(held)[:20]} of {list(held)[:20]} in the file; choose with --layers"
+            f"layers {strays or list(held)[:20]}; the file has {_shown(held)}: choose with --layers"
         )
     if request.layers is not None and len(wanted) < len(held) and foreign.kind != "steering":
         raise NotConvertible(
-            f"layers {wanted} of {list(held)[:20]}: a probe is the sum over all of its layers; take them all"
+            f"layers {wanted} of {_shown(held)}: a probe is the sum over all of its layers; take them all"
         )
     counts = sorted({len(foreign.tensors[name]) for name in per_layer})
     if counts != [len(held)]:
@@ -100,6 +104,10 @@ def _chosen(
         )
     rows = [held.index(n) for n in wanted]
     return tuple(wanted), {n: t[rows] if n in per_layer else t for n, t in foreign.tensors.items()}
+
+
+def _shown(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:20])) + (f", ... {numbers[-1]}" if len(numbers) > 20 else "")
 
 
 def _dealt(foreign: Foreign, numbers: tuple[int, ...], per_layer: set[str]) -> Foreign:

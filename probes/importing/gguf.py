@@ -4,6 +4,7 @@
 u64 each, type u32, offset u64), padding to the alignment, data. Little-endian; text is a length u64 and UTF-8.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probes.errors import MalformedArtifact, OversizedArtifact, TruncatedArtifact
+from probes.importing.bounded import MAX_NUMBERS
 from probes.importing.foreign import Floats
 
 MAGIC: Final = b"GGUF"
@@ -36,6 +38,10 @@ def read(data: bytes) -> tuple[dict[str, Any], dict[str, Floats]]:
     n_tensors, n_pairs = _counted(cursor.number("Q")), _counted(cursor.number("Q"))
     pairs = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(n_pairs)}
     entries = [_entry(cursor) for _ in range(n_tensors)]
+    if len({name for name, *_ in entries}) < len(entries):
+        raise MalformedArtifact("two tensors of one name; write the file again")
+    if sum(math.prod(shape) for _, shape, *_ in entries) > MAX_NUMBERS:  # they may share bytes
+        raise OversizedArtifact(f"over {MAX_NUMBERS} numbers; this is no control vector")
     step = pairs.get("general.alignment", _ALIGNMENT)
     if not isinstance(step, int) or not 1 <= step <= 4096:
         raise MalformedArtifact(f"alignment {str(step)[:20]}; fetch the file again")
@@ -122,9 +128,7 @@ def _tensor(data: bytes, start: int, sizes: tuple[int, ...], kind: int, name: st
             f"tensor {name[:40]!r} has GGML type {kind}; store it as F32, F16, BF16 or F64"
         )
     dtype = np.dtype("<u2" if code == "bf16" else code)
-    count = 1
-    for size in sizes:
-        count *= size
+    count = math.prod(sizes)
     if start + count * dtype.itemsize > len(data):
         raise TruncatedArtifact(f"tensor {name[:40]!r} lies beyond the file's end; fetch the file again")
     flat = np.frombuffer(data, dtype, count, start)

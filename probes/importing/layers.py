@@ -6,10 +6,13 @@ block_input N    what block N reads, which is the stream after block N - 1      
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from probes.errors import NotConvertible
 from probes.importing.foreign import Convention
 
+LIMIT: Final = 1 << 16
+"""No file has more layers."""
 CONVENTIONS: tuple[Convention, ...] = ("resid_post", "hf", "block_input")
 
 

@@ -67,6 +67,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "24 positive, 24 negative, 0 unlabelled" in done.stdout
+    assert "of KV cache" in done.stdout  # what it takes is said
     assert "shard 1 of 1: 48 conversations" in done.stdout
     return out / "rows"
 

@@ -92,6 +92,40 @@ def test_sklearn_pipelines_of_every_writing(tmp_path: Path, file: str) -> None:
     assert np.allclose(probe.score_tokens(rows(said["inputs"])), said["pipeline"], atol=1e-5)
 
 
+def test_sklearn_says_which_class_raises_the_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, flags, said = (
+        FOREIGN / "pipeline.joblib",
+        ("--layers", "5", "--layers-are", "hf"),
+        answers("sklearn"),
+    )
+    imported(tmp_path, file, *flags)
+    assert "rises with class 1 of 0, 1; --positive-class 0 turns" in capsys.readouterr().err
+    turned = imported(tmp_path, file, *flags, "--positive-class", "0")
+    assert capsys.readouterr().err == ""
+    assert np.allclose(turned.score_tokens(rows(said["inputs"])), -said["pipeline"], atol=1e-5)
+    status, told = refused(tmp_path, capsys, file, *flags, "--positive-class", "lie")
+    assert (status, "the classes are 0, 1" in told) == (2, True)
+    status, told = refused(tmp_path, capsys, FOREIGN / "ridge.joblib", *flags, "--positive-class", "1")
+    assert (status, "a regression has no classes" in told) == (1, True)
+
+
+def test_sklearn_classes_that_are_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, flags, said = FOREIGN / "words.joblib", ("--layers", "5", "--layers-are", "hf"), answers("sklearn")
+    probe = imported(tmp_path, file, *flags)
+    assert "rises with class lie of honest, lie" in capsys.readouterr().err
+    assert np.allclose(probe.score_tokens(rows(said["inputs"])), said["words"], atol=1e-5)
+
+
+def test_layers_are_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "p.npz", weight=np.ones(D), layers=[2.5])
+    assert (
+        "layers [2.5] are no layer numbers"
+        in refused(tmp_path, capsys, tmp_path / "p.npz", "--layers-are", "hf")[1]
+    )
+
+
 def test_sklearn_regression_over_two_layers(tmp_path: Path) -> None:
     probe = imported(tmp_path, FOREIGN / "ridge.joblib", "--layers", "2,4", "--layers-are", "resid_post")
     assert (probe.manifest.kind, probe.manifest.layers, probe.manifest.d_model) == ("ridge", (2, 4), D // 2)
@@ -369,6 +403,15 @@ def test_the_real_gguf_library_reads_our_export(tmp_path: Path) -> None:
     architecture = reader.get_field("general.architecture")
     assert architecture is not None
     assert bytes(architecture.parts[-1]) == b"controlvector"
+
+
+def test_what_llama_cpp_refuses_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layers, warned in (((0, 1), True), ((1, 2), False)):
+        ours = write_artifact(
+            tmp_path / "v.safetensors", kind="steering", scoring="projection", layers=layers
+        )
+        assert cli.main(["export-vector", str(ours), "--format", "gguf", "-o", str(tmp_path / "v.gguf")]) == 0
+        assert ("direction.0" in capsys.readouterr().err) == warned
 
 
 def test_only_vectors_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,10 @@ import json
 import os
 import pickle
 import random
+import resource
 import struct
+import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 import torch
 
 from probes import cli
-from probes.importing import bounded, gguf, pickles
+from probes.importing import arrays, bounded, gguf, pickles
 
 torch.set_num_threads(1)
 
@@ -123,6 +126,94 @@ def test_opcodes_that_reach_for_more(
     assert reason in refusal(tmp_path, capsys, data)
 
 
+def nested(levels: int) -> bytes:
+    """Opcodes: a pair of the pair before it, twice, and so on; 2**levels to who looks at each part."""
+    return b"K\x01" + b"2\x86" * levels
+
+
+def ridge(opcodes: bytes) -> bytes:
+    """A pickled Ridge whose coef_ is what the opcodes leave on the stack."""
+    return b"\x80\x02csklearn.linear_model\nRidge\n)\x81}X\x05\x00\x00\x00coef_" + opcodes + b"sb."
+
+
+LISTS = b"]K\x01aq\x00" + b"".join(b"0](" + b"h%c" % n * 12 + b"eq%c" % (n + 1) for n in range(7))
+"""12**7 numbers in 200 bytes."""
+ZEROS = b"cnumpy._core.numeric\n_frombuffer\n(" + b"\x8a\x06" + struct.pack("<Q", 1 << 40)[:6]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x80\x02}" + nested(60) + b"Ns.", "a tuple for a key"),
+        (b"\x80\x02}(" + nested(60) + b"Nu.", "a tuple for a key"),
+        (b"\x80\x02(" + nested(60) + b"Nd.", "a tuple for a key"),
+        (b"\x80\x04\x8f(" + nested(60) + b"\x90.", "a tuple for a key"),
+        (b"\x80\x04(" + nested(60) + b"\x91.", "a tuple for a key"),
+        (b"\x80\x02ccollections\nOrderedDict\n](" + nested(60) + b"Ne\x85R.", "the pickle is broken"),
+        (ridge(b"cnumpy\ndtype\n" + nested(60) + b"\x85R"), "not numbers"),
+        (ridge(LISTS), "numbers in lists"),
+        (
+            ridge(ZEROS + b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85RK\x01\x85X\x01\x00\x00\x00CtR"),
+            "bytes of an array are",
+        ),
+        (wrapped_by_torch({1: torch.zeros(1).expand(1 << 40)}), "over 134217728 numbers"),
+        (wrapped_by_torch({1: torch.zeros(4, device="meta")}), "not numbers"),
+    ],
+)
+def test_a_small_file_cannot_keep_the_converter_busy(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(arrays, "MAX_LISTED", 1 << 12)
+    assert reason in refusal(tmp_path, capsys, data, *FLAGS)
+
+
+def test_what_no_check_foresaw_ends_at_the_limits_of_the_process() -> None:
+    before = [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
+    with bounded.limited():
+        seconds = resource.getrlimit(resource.RLIMIT_CPU)[0]
+        with pytest.raises(MemoryError):
+            np.zeros(1 << 31)
+    assert 0 < seconds < time.process_time() + 150
+    assert before == [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
+
+
+def archive(header: bytes, flag: int = 0) -> bytes:
+    """An npz whose one array has this header."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("weight.npy", header)
+    data = bytearray(buffer.getvalue())
+    data[6] |= flag
+    data[data.rfind(b"PK\x01\x02") + 8] |= flag
+    return bytes(data)
+
+
+def npy(shape: str) -> bytes:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (archive(npy("(4,)"), flag=1), "encrypted"),
+        (archive(npy("(1 << 40,)")), "malformed node"),
+        (archive(npy(f"({1 << 40},)")), "Unable to allocate"),
+        (archive(npy("(" * 30)), "cannot be read"),
+        (archive(b"no array"), "no array 'weight'"),
+        (archive(npy("(4,)")).replace(bytes(16), b"\x01" * 16), "Bad CRC-32"),
+    ],
+)
+def test_an_npz_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, reason: str
+) -> None:
+    assert reason in refusal(tmp_path, capsys, data, *FLAGS)
+
+
 def test_bombs_of_size_are_not_unpacked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +249,9 @@ def entry(sizes: tuple[int, ...], offset: int = 0, kind: int = 0) -> bytes:
         (gguf_header(1 << 60, 0), "entries, the limit"),
         (gguf_header(0, 1 << 60), "entries, the limit"),
         (gguf_header(0, 1, struct.pack("<Q", 1 << 62)), "text of"),
-        (gguf_header(1, 0, entry((1 << 62, 1 << 62))), "beyond the file's end"),
+        (gguf_header(1, 0, entry((1 << 62, 1 << 62))), "numbers; this is no control vector"),
+        (gguf_header(1, 0, entry((1 << 20,))), "beyond the file's end"),
+        (gguf_header(2, 0, 2 * entry((4,))), "two tensors of one name"),
         (gguf_header(1, 0, entry((4,), offset=1 << 62)), "beyond the file's end"),
         (gguf_header(1, 0, entry((4,), kind=12) + bytes(64)), "GGML type 12"),
         (gguf_header(1, 0, entry((1,) * 9)), "has 9 axes"),
@@ -191,7 +284,10 @@ def vector(**rows: Any) -> bytes:
         (vector(direction_1=[0.0, 0.0]), "needs a length"),
         (vector(direction_1=[1.0, 2.0], direction_2=[1.0]), "differ in length"),
         (vector(direction_1=[[1.0, 2.0], [3.0, 4.0]]), "give [d]"),
-        (vector(direction_99999=[1.0]), "layers 99999"),
+        (vector(direction_99999=[1.0]), "a layer below 0 or above 65535"),
+        (vector(direction_01=[1.0, 2.0], direction_1=[1.0, 3.0]), "'direction.01' is no direction.N"),
+        (pickle.dumps({"layers": [10**5000], "directions": [[1.0]]}), "a layer below 0 or above 65535"),
+        (json.dumps({"directions": {"1": [1], "01": [2]}}).encode(), "no 'directions' by layer"),
         (
             pickle.dumps(
                 {"layers": [1], "directions": [[1.0]], "scaler_mean": [[0.0]], "scaler_scale": [[0.0]]}
@@ -232,10 +328,15 @@ def test_what_is_no_linear_probe_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 def test_pipes_and_folders_are_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "cfg.json").write_bytes((FOREIGN / "sae_standard" / "cfg.json").read_bytes())
+    os.mkfifo(tmp_path / "sae" / "sae_weights.safetensors")
+    sae = ["import", str(tmp_path / "sae"), "--features", "1", "-o", str(tmp_path / "o")]
+    assert cli.main(sae) == 1
     assert cli.main(["import", str(tmp_path / "pipe"), "-o", str(tmp_path / "o")]) == 1
     assert cli.main(["import", str(tmp_path), "-o", str(tmp_path / "o")]) == 1
     assert cli.main(["import", str(tmp_path / "absent"), "-o", str(tmp_path / "o")]) == 1
-    assert capsys.readouterr().err.count("\n") == 3
+    assert capsys.readouterr().err.count("\n") == 4
     nowhere = "/proc/nowhere/o.safetensors"
     assert cli.main(["import", str(FOREIGN / "repeng.gguf"), "-o", nowhere]) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +159,20 @@ def test_an_engine_of_ours_forgets_what_was_asked_before(monkeypatch: pytest.Mon
         assert os.environ["VLLM_PLUGINS"] == "other,probewatch"
     finally:
         Path(refusal).unlink()
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "before", "after"),
+    [(None, 0.92, None, "4"), (None, 0.92, "2", "2"), (1 << 30, 0.92, None, None), (None, 0.5, None, None)],
+)
+def test_a_cpu_keeps_its_memory_where_nobody_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch, size: int | None, share: float, before: str | None, after: str | None
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", before or "")  # to be undone with the rest
+    if before is None:
+        monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    offline.spare_memory(SimpleNamespace(kv_cache_memory_bytes=size, gpu_memory_utilization=share), 0.92)
+    assert os.environ.get("VLLM_CPU_KVCACHE_SPACE") == after
 
 
 def test_the_plugin_collects_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,16 @@
 """Linear estimators of scikit-learn (joblib, pickle), and the same numbers in an npz."""
 
 import io
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from probes.errors import FlagNeeded, MalformedArtifact, NotConvertible, TensorInvalid
 from probes.importing import bounded
@@ -46,14 +52,7 @@ def sklearn(request: Request) -> Foreign:
 
 def npz(request: Request) -> Foreign:
     """weight [d] or [L, d], bias, mean and scale of the scaler, layers: see `_NAMES` for their other names."""
-    bounded.check_zip(request.path)
-    try:
-        with np.load(io.BytesIO(bounded.read(request.path)), allow_pickle=False) as held:
-            found = {name: held[name] for name in held.files if held[name].dtype.kind in "fiub"}
-    except (ValueError, OSError, KeyError, EOFError, NotImplementedError) as error:
-        raise MalformedArtifact(
-            f"{request.path} cannot be read ({bounded.one_line(error)}); write it again"
-        ) from None
+    found = _arrays(request.path)
     picked = {role: _first(found, names) for role, names in _NAMES.items()}
     if picked["weight"] is None:
         raise MalformedArtifact(f"{request.path} has no array 'weight' (or coef, direction); name it so")
@@ -62,11 +61,46 @@ def npz(request: Request) -> Foreign:
     if weight.ndim != 2 or len(bias) != 1:
         raise TensorInvalid(f"weight {list(weight.shape)} and {len(bias)} biases; give [L, d] and one")
     weight, offset = folded(weight, float(bias[0]), picked["mean"], picked["scale"])
-    said = picked["layers"]
-    layers = None if said is None else tuple(int(n) for n in floats(said, "layers").reshape(-1))
-    return Foreign(
-        "npz", "affine", {"weight": weight, "bias": np.asarray(offset)}, layers, None, request.path.stem
-    )
+    tensors = {"weight": weight, "bias": np.asarray(offset)}
+    return Foreign("npz", "affine", tensors, _layers(picked["layers"]), None, request.path.stem)
+
+
+_BROKEN: Final = (
+    ValueError,
+    OSError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    zlib.error,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
+"""What numpy and zipfile raise at a file that is no npz: encrypted, cut, of a header that is no Python, ..."""
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of numbers in an archive."""
+    bounded.check_zip(path)
+    try:
+        with np.load(io.BytesIO(bounded.read(path)), allow_pickle=False) as archive:
+            held = {name: archive[name] for name in archive.files}
+    except _BROKEN as error:
+        raise MalformedArtifact(
+            f"{path} cannot be read ({bounded.one_line(error)}); write it again"
+        ) from None
+    # What does not begin as an array is handed out as bytes.
+    return {name: a for name, a in held.items() if isinstance(a, np.ndarray) and a.dtype.kind in "fiub"}
+
+
+def _layers(said: object) -> tuple[int, ...] | None:
+    if said is None:
+        return None
+    numbers = floats(said, "layers").reshape(-1)
+    if (numbers != numbers.round()).any() or (abs(numbers) > 1 << 16).any():
+        raise TensorInvalid(f"layers {numbers[:8].tolist()} are no layer numbers; give whole ones")
+    return tuple(int(n) for n in numbers)
 
 
 def estimator(found: object, request: Request, name: str) -> Foreign:
@@ -85,14 +119,32 @@ def estimator(found: object, request: Request, name: str) -> Foreign:
     if len(rows) == 1:
         row, offset = rows[0]
         tensors: dict[str, Floats] = {"weight": row, "bias": np.asarray(offset)}
-        return Foreign(name, kind, tensors, None, None, request.path.stem)
+        return _signed(Foreign(name, kind, tensors, None, None, request.path.stem), said, request)
     return _multiclass(rows, final, request, name)
+
+
+def _signed(found: Foreign, said: Mapping[str, object], request: Request) -> Foreign:
+    """A probe of one score, so that it rises with `--positive-class`; a warning where that is not said."""
+    if "classes_" not in said:
+        if request.positive_class is not None:
+            raise NotConvertible("a regression has no classes, its score is its value; omit --positive-class")
+        return found
+    classes = _classes(said["classes_"], 2)
+    if request.positive_class is None:
+        other, alarming = classes
+        note = f"the score rises with class {alarming} of {other}, {alarming}; --positive-class {other} turns it round"
+        return replace(found, notes=(*found.notes, note))
+    if request.positive_class not in classes:
+        raise FlagNeeded(f"the classes are {', '.join(classes)}; say which alarms with --positive-class NAME")
+    sign = 1.0 if request.positive_class == classes[1] else -1.0
+    return replace(found, tensors={key: sign * tensor for key, tensor in found.tensors.items()})
 
 
 def _multiclass(
     rows: Sequence[tuple[Floats, float]], final: Placeholder, request: Request, name: str
 ) -> Foreign:
-    if class_name(final) not in SOFTMAX:
+    one_by_one = vars(final).get("multi_class") == "ovr" or vars(final).get("solver") == "liblinear"
+    if class_name(final) not in SOFTMAX or one_by_one:
         raise NotConvertible(
             f"{class_name(final)} with {len(rows)} outputs is no softmax over classes; fit a LogisticRegression"
         )
@@ -119,12 +171,17 @@ def _multiclass(
 
 
 def _classes(found: object, count: int) -> list[str]:
-    if isinstance(found, Array) and found.value is None:
-        return [str(i) for i in range(count)]  # names in an array of text, which is not read: by number
-    values = floats(found, "classes_").reshape(-1)
-    if len(values) != count:
-        raise TensorInvalid(f"{len(values)} classes for {count} rows of coef_; fetch the file again")
-    return [f"{value:g}" for value in values]
+    """Their names; numbers in their order where they are objects, which are not read."""
+    held = found.value if isinstance(found, Array) else found
+    if held is None:
+        return [str(i) for i in range(count)]
+    if isinstance(held, np.ndarray) and held.dtype.kind == "U":
+        names = [str(name) for name in held.reshape(-1)]
+    else:
+        names = [f"{n:g}" for n in floats(held, "classes_").reshape(-1)]
+    if len(names) != count:
+        raise TensorInvalid(f"{len(names)} classes for {count} rows of coef_; fetch the file again")
+    return names
 
 
 def _parts(found: object) -> tuple[Placeholder | None, Placeholder]:

@@ -97,6 +97,7 @@ def _check(config: dict[str, object]) -> bool:
 
 def _selected(path: Path, features: list[int], subtracts: bool) -> tuple[Floats, Floats, Floats]:
     """encoder [d, F], encoder bias [F] with the decoder's folded in, threshold [F]; only those columns are read."""
+    bounded.check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())

@@ -13,8 +13,9 @@ from probes.importing.foreign import Floats, Foreign, Request
 from probes.importing.pickles import class_name, load_torch
 
 ARCHITECTURE: Final = "controlvector"
-DIRECTION: Final = re.compile(r"direction\.(\d{1,5})")
-_LAYER_LIMIT: Final = 1 << 16
+_LAYER: Final = r"(0|[1-9]\d{0,4})"
+"""Written in one way only, so that no two names are of one layer."""
+DIRECTION: Final = re.compile(rf"direction\.{_LAYER}")
 
 
 def gguf_vector(request: Request) -> Foreign:
@@ -25,7 +26,10 @@ def gguf_vector(request: Request) -> Foreign:
         raise MalformedArtifact(
             f"a GGUF file of architecture {str(found)[:40]!r}; give one of {ARCHITECTURE!r}"
         )
-    named = {int(hit[1]): tensor for name, tensor in tensors.items() if (hit := DIRECTION.fullmatch(name))}
+    strays = [name for name in tensors if not DIRECTION.fullmatch(name)]
+    if strays:
+        raise MalformedArtifact(f"tensor {strays[0][:40]!r} is no direction.N; llama.cpp refuses it too")
+    named = {int(name.rpartition(".")[2]): tensor for name, tensor in tensors.items()}
     notes: tuple[str, ...] = ()
     if request.layers_are is None:
         notes = (
@@ -53,16 +57,15 @@ def steering_vectors(request: Request) -> Foreign:
     said = found if isinstance(found, dict) else vars(found)
     kind = said.get("layer_type", "decoder_block")
     if kind != "decoder_block":
-        raise MalformedArtifact(
-            f"layer_type {str(kind)[:40]!r} is not the residual stream; give one of decoder_block"
-        )
+        shown = repr(kind[:40]) if isinstance(kind, str) else f"of type {type(kind).__name__}"
+        raise MalformedArtifact(f"layer_type {shown} is not the residual stream; give one of decoder_block")
     return _directions("steering-vectors", said.get("layer_activations", said), request, raw=True)
 
 
 def cast(request: Request) -> Foreign:
     """CAST (activation-steering) `.svec`: JSON, layer -> direction over Hugging Face's hidden_states[N + 1]."""
     held = bounded.read_json(request.path, bounded.MAX_JSON).get("directions")
-    if not isinstance(held, dict) or not all(re.fullmatch(r"\d{1,5}", layer) for layer in held):
+    if not isinstance(held, dict) or not all(re.fullmatch(_LAYER, layer) for layer in held):
         raise MalformedArtifact(f"{request.path} has no 'directions' by layer; give a .svec file")
     note = (
         "the direction alone is taken: CAST's condition compares cos(h, tanh(P h)) with a threshold, its comparator "
@@ -83,8 +86,6 @@ def _directions(
         raise MalformedArtifact(f"{request.path} holds no direction; fetch the file again")
     if len({row.shape for row in found.values()}) > 1:
         raise TensorInvalid("directions differ in length from layer to layer; fetch the file again")
-    if not 0 <= min(found) <= max(found) < _LAYER_LIMIT:
-        raise TensorInvalid(f"layers {min(found)} to {max(found)}; layers are 0 or above")
     return Foreign(
         format=name,
         kind="steering",

@@ -66,7 +66,7 @@ def sae_lens() -> None:
 
 def sklearn() -> None:
     import joblib
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -79,11 +79,15 @@ def sklearn() -> None:
     joblib.dump(ridge, HERE / "ridge.joblib")
     three = LogisticRegression().fit(X, Y + (X[:, 2] > 2))
     joblib.dump(three, HERE / "three.joblib")
+    # Labels of text, and attributes that are arrays of objects.
+    words = LogisticRegressionCV(cv=2, Cs=2).fit(X, np.where(Y, "lie", "honest"))
+    joblib.dump(words, HERE / "words.joblib")
     answers(
         "sklearn",
         pipeline=pipeline.decision_function(INPUTS),
         ridge=ridge.predict(INPUTS),
         three=three.decision_function(INPUTS),
+        words=words.decision_function(INPUTS),
     )
 
 
