@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
-from bench.report import device, draw, table, write_json
+from bench.report import publish
 from bench.rounds import measure
 from bench.running import (
     Running,
@@ -106,11 +106,7 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)
-    print(table(found, args.loads, device()))
-    if args.json:
-        write_json(args.json, found, args.loads, device(), {k: str(v) for k, v in vars(args).items()})
-    if args.picture:
-        draw(args.picture, found)
+    publish(found, args)
     return 0
 
 

@@ -28,8 +28,9 @@ import requests
 import yaml
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
+from monitor.catalogue import PHASES
 from monitor.demo.server import free_port
-from monitor.metrics import PHASES, Metrics
+from monitor.metrics import Metrics
 from monitor.shipped import paths
 from probes import Probe
 from probes.artifact import split_golden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import platform
@@ -52,6 +53,16 @@ def table(found: Found, loads: Sequence[Workload], device: str) -> str:
             lines += ["\n| " + " | ".join(judged[0]) + " |", "|---" * len(judged[0]) + "|"]
             lines += ["| " + " | ".join(one.values()) + " |" for one in judged]
     return "\n".join(lines)
+
+
+def publish(found: Found, options: argparse.Namespace) -> None:
+    """Prints the table of ``options.loads``, and writes what ``options.json`` and ``options.picture`` ask for."""
+    print(table(found, options.loads, device()))
+    if options.json:
+        settings = {name: str(value) for name, value in vars(options).items()}
+        write_json(options.json, found, options.loads, device(), settings)
+    if options.picture:
+        draw(options.picture, found)
 
 
 def _stock(rounds: Rounds) -> str:

@@ -25,7 +25,7 @@ import psutil
 
 from bench.arms import AGAIN, ARMS, STOCK, Arm
 from bench.model import SHAPES, BenchModel, write_model, write_tokenizer
-from bench.report import device, draw, table, write_json
+from bench.report import publish
 from bench.rounds import Round, measure
 from bench.running import environment, kv_gib, tidy_when_terminated
 from bench.usage import cpu_seconds, peak_mib
@@ -201,11 +201,7 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, servers(args, Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)
-    print(table(found, args.loads, device()))
-    if args.json:
-        write_json(args.json, found, args.loads, device(), {k: str(v) for k, v in vars(args).items()})
-    if args.picture:
-        draw(args.picture, found)
+    publish(found, args)
     return 0
 
 
