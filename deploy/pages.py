@@ -10,11 +10,11 @@ from pathlib import Path
 
 from deploy.prometheus.generate import GROUPS, alerts
 from deploy.prometheus.model import Record
-from monitor.metrics import CATALOGUE
+from monitor.catalogue import CATALOGUE
 
 SUFFIXES = ("", "_bucket", "_sum", "_count")
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
-BEGIN, END = "<!-- written by `make dashboards` from monitor/metrics.py -->", "<!-- until here -->"
+BEGIN, END = "<!-- written by `make dashboards` from monitor/catalogue.py -->", "<!-- until here -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from monitor.metrics import CATALOGUE, ERROR_STAGES, PHASES
+from monitor.catalogue import CATALOGUE, ERROR_STAGES, PHASES
 from monitor.unscored import Reason
 from monitor.verdict import FLAGGED, OK, UNSCORED
 
@@ -96,7 +96,7 @@ def faults(expression: str, known: Mapping[str, frozenset[str]]) -> list[str]:
     for name, matchers in found.selectors:
         if name not in known:
             complaints.append(
-                f"{name}: no metric of this name in monitor/metrics.py, nor one of vLLM's in use"
+                f"{name}: no metric of this name in monitor/catalogue.py, nor one of vLLM's in use"
             )
             continue
         for label, value in matchers:

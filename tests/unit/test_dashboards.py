@@ -16,7 +16,7 @@ from programs import program
 
 from deploy.prometheus.promql import ENGINE, faults, read, series
 from grafana.__main__ import BOARDS, FOLDER, expressions, flat, main, stale, texts, undefined
-from monitor.metrics import CATALOGUE
+from monitor.catalogue import CATALOGUE
 from monitor.shipped import paths
 
 PAGE = (FOLDER.parent / "docs" / "dashboards.md").read_text(encoding="utf-8")

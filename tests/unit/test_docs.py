@@ -10,8 +10,8 @@ import pytest
 
 from deploy import pages
 from monitor import cli, doctor
+from monitor.catalogue import CATALOGUE
 from monitor.config import PREFIX, Settings
-from monitor.metrics import CATALOGUE
 from monitor.unscored import Reason
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitor.catalogue import CATALOGUE, ERROR_STAGES, PROBE_GAUGES
 from monitor.desired import bank_of, wanted
-from monitor.metrics import CATALOGUE, ERROR_STAGES, PROBE_GAUGES, Metrics
+from monitor.metrics import Metrics
 from monitor.unscored import Reason
 from tests.unit import nursery
 from tests.unit.monitor_fakes import BENIGN, MODEL, alerting, make_frontend, make_probe, value
@@ -200,7 +201,7 @@ CHANGING = """
 import sys
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
-from monitor.metrics import PROBE_GAUGES
+from monitor.catalogue import PROBE_GAUGES
 from tests.unit.monitor_fakes import BENIGN, MODEL, alerting, make_frontend
 
 calibration = {"nominal_fpr": 0.01, "n": 100}

@@ -15,7 +15,7 @@ from programs import program
 
 from deploy.prometheus.generate import FOLDER, alerts, main, recorded, stale, texts, undefined
 from deploy.prometheus.promql import ENGINE, faults, read, series
-from monitor.metrics import CATALOGUE
+from monitor.catalogue import CATALOGUE
 from monitor.receivers import ALERT_NAME
 from monitor.shipped import paths
 
