@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -13,14 +12,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from monitor.bank import ProbeBank
-from monitor.drift import Drift
-from monitor.events import FloatArray, ProbeVerdict
+from monitor.events import FloatArray
 from monitor.jury import Jury
 from monitor.metrics import Metrics
 from monitor.missing import all_missing, missing, undelivered
+from monitor.publisher import Publisher
 from monitor.records import RecentRecords, Record
 from monitor.unscored import Reason, fill
-from monitor.verdict import nothing_scored, of_probe, of_sequence
+from monitor.verdict import nothing_scored, of_sequence
 
 Listener = Callable[[Record], None]
 _PHASES = {phase: [(phase,)] for phase in ("prompt", "generation")}
@@ -87,26 +86,14 @@ class Frontend:
         self.last_error: str | None = None
         self.attached = False
         """Whether the taps have been proven."""
-        self._drift: dict[tuple[str, str], Drift] = {}
-        self._announce(bank)
+        self._publisher = Publisher(metrics, bank)
 
     def adopt(self, bank: ProbeBank) -> None:
         """From now on sequences are judged by ``bank``; those that run keep theirs."""
-        stays = set(bank.contents)
-        for seat, content in zip(self.bank.seats, self.bank.contents, strict=True):
-            if content not in stays:
-                self.metrics.retire_probe(seat.probe)
-                del self._drift[content]
-        self._announce(bank)
+        self._publisher.change(self.bank, bank)
         self._banks[bank.epoch] = self.bank = bank
         for epoch in sorted(self._banks)[:-REMEMBERED_EPOCHS]:
             del self._banks[epoch]
-
-    def _announce(self, bank: ProbeBank) -> None:
-        for seat in bank.seats:
-            manifest = seat.probe.manifest
-            self.metrics.add_probe(seat.probe)
-            self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
 
     def _jury(self, bank: ProbeBank) -> Jury:
         jury = self._juries.get(bank)
@@ -254,7 +241,7 @@ class Frontend:
             states=states,
             traceparent=running.traceparent,
         )
-        self._publish(verdicts, bank)
+        self._publisher.publish(verdicts, self._jury(bank))
         self.recent.add(record)
         for listener in self.listeners:
             listener(record)
@@ -272,26 +259,6 @@ class Frontend:
         """The taps are in place and proven."""
         self.attached = True
         self.metrics.set("probewatch_attached", to=1)
-
-    def _publish(self, verdicts: Mapping[str, ProbeVerdict], bank: ProbeBank) -> None:
-        jury = self._jury(bank)
-        outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]
-        alerts = [(name, action) for name, action in jury.acting if verdicts[name].flagged]
-        with self.metrics.together():
-            self.metrics.inc_each("probewatch_requests_total", outcomes)
-            self.metrics.inc_each("probewatch_alerts_total", alerts)
-        for content, iqr in jury.calibrated:
-            name, verdict = content[0], verdicts[content[0]]
-            if verdict.score is None:
-                continue
-            if iqr > 0 and math.isfinite(verdict.threshold):
-                margin = (verdict.score - verdict.threshold) / iqr
-                self.metrics.observe("probewatch_request_margin", name, value=margin)
-            followed = self._drift.get(content)  # None: detached meanwhile
-            shift = None if followed is None else followed.add(verdict.score)
-            if shift is not None:
-                self.metrics.set("probewatch_score_drift", name, to=shift.psi)
-                self.metrics.set("probewatch_score_drift_ks", name, to=shift.ks)
 
     def count_stop(self, name: str) -> None:
         """A probe has ended a sequence."""

@@ -273,7 +273,7 @@ def test_a_probe_that_was_detached_meanwhile_judges_to_the_end_and_leaves_no_dri
         frontend.finish(one, "stop")
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 300
     assert value(registry, "probewatch_score_drift", probe="lie") is None
-    assert frontend._drift == {}
+    assert frontend._publisher._drift == {}
 
 
 def test_coverage_counts_from_the_attach_on() -> None:
