@@ -19,7 +19,7 @@ from monitor.harvest import KEEP, Harvest
 from monitor.refusal import file_reason
 from monitor.residual import check_signature, rule_for
 from monitor.seam import keep, supported, view_v1, view_v2
-from monitor.seam.canary import dummy_runs, is_read
+from monitor.seam.canary import is_read, require_taps
 from monitor.seam.hooks import answering
 from monitor.seam.layers import decoder_blocks, is_here
 from monitor.seam.patching import add_method, wrap
@@ -73,17 +73,8 @@ class Collector:
             relay_through(runner, relay, lambda: self._proven, lambda _: self._kept.silence(), self._fail)
 
     def prove(self, worker: Any) -> None:
-        """Canary: runs the compiled model on dummy tokens and demands that every row of every layer was kept."""
-        for rows, dummy_run in dummy_runs(worker):
-            self._kept.silence()
-            dummy_run()
-            silent = [self._layers[i] for i in self._kept.silent_layers(rows) if i in self._here]
-            if silent:
-                raise TapError(
-                    f"nothing was kept after layers {silent} in the compiled model; a stale compile cache or an "
-                    "unsupported execution mode: remove the vLLM compile cache and start again"
-                )
-        self._kept.silence()
+        """From now on rows are kept. Raises ``TapError`` where the compiled model leaves one out."""
+        require_taps(worker, self._kept, {index: self._layers[index] for index in self._here})
         if is_read():
             v2 = supported.runner_name(worker.vllm_config) == "v2"
             self._capture = functools.partial((view_v2 if v2 else view_v1).capture, group=0)

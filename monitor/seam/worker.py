@@ -12,11 +12,11 @@ from monitor.adapters import AdapterRules
 from monitor.attach import Plan, check_model, local_model_dir
 from monitor.bank import ProbeBank
 from monitor.desired import Wanted
-from monitor.errors import AttachError, TapError
+from monitor.errors import AttachError
 from monitor.events import StepScores
 from monitor.residual import check_signature, rule_for
 from monitor.seam import steer, supported, view_v1, view_v2
-from monitor.seam.canary import dummy_runs, is_read
+from monitor.seam.canary import is_read, require_taps
 from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.fetched import when_fetched
 from monitor.seam.kv_slots import KvSlots
@@ -163,23 +163,14 @@ class WorkerMonitor:
         relay_through(runner, relay, lambda: self.proven, self.buffers.silence, self.guard)
 
     def prove(self, worker: Any) -> None:
-        """Canary: runs the compiled model on dummy tokens and demands that every tap wrote every row."""
-        runner = worker.model_runner
-        for rows, dummy_run in dummy_runs(worker):
-            self.buffers.silence(rows)
-            dummy_run()
-            silent = [i for i in self.buffers.silent_layers(rows) if i in self._here]
-            if silent:
-                layers = [self.bank.layers[i] for i in silent]
-                raise TapError(
-                    f"the taps of layers {layers} did not fire in the compiled model; a stale compile cache or an "
-                    "unsupported execution mode: remove the vLLM compile cache and start again"
-                )
-        self.buffers.silence()
+        """From now on steps are scored. Raises ``TapError`` where the compiled model does not write to every tap."""
+        require_taps(worker, self.buffers, {index: self.bank.layers[index] for index in self._here})
         if self.steerer is not None:
             self.steerer.set_gates(self.bank)
         if is_read():
-            self.reader = self._make_reader(runner, v2=supported.runner_name(worker.vllm_config) == "v2")
+            self.reader = self._make_reader(
+                worker.model_runner, v2=supported.runner_name(worker.vllm_config) == "v2"
+            )
         self.proven = True
 
     def _make_reader(self, runner: Any, v2: bool) -> StepReader:
