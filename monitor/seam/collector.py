@@ -17,11 +17,10 @@ import torch
 from monitor.errors import AttachError, CompatibilityError, TapError
 from monitor.harvest import KEEP, Harvest
 from monitor.refusal import file_reason
-from monitor.residual import check_signature, rule_for
 from monitor.seam import keep, supported, view_v1, view_v2
 from monitor.seam.canary import is_read, require_taps
 from monitor.seam.hooks import answering
-from monitor.seam.layers import decoder_blocks, is_here
+from monitor.seam.layers import decoder_blocks, tapped_here, upstream
 from monitor.seam.patching import add_method, wrap
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.transfer import Transfer
@@ -61,15 +60,12 @@ class Collector:
         self._kept = keep.KeptRows(
             len(self._layers), int(runner.max_num_tokens), int(config.hidden_size), model_config.dtype, device
         )
-        self._here = [i for i, layer in enumerate(self._layers) if is_here(blocks[layer])]
-        for index in self._here:
-            block = blocks[self._layers[index]]
-            rule = rule_for(type(block).__name__)
-            check_signature(rule, block)
+        tapped = tapped_here(blocks, self._layers)
+        self._here = [index for index, _, _ in tapped]
+        for index, block, rule in tapped:
             keep.install(block, rule, self._kept.rows[index])
         if stages() > 1:
-            first = next(i for i, block in enumerate(blocks) if is_here(block))
-            relay = Relay([self._kept.rows], sum(layer < first for layer in self._layers), len(self._here))
+            relay = Relay([self._kept.rows], upstream(blocks, self._layers), len(self._here))
             relay_through(runner, relay, lambda: self._proven, lambda _: self._kept.silence(), self._fail)
 
     def prove(self, worker: Any) -> None:

@@ -1,10 +1,23 @@
-"""Finding the decoder blocks of a loaded model."""
+"""Finding the decoder blocks of a loaded model, and those that are tapped."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import nn
 
 from monitor.errors import TapError
+from monitor.residual import ResidualRule, check_signature, rule_for
+
+
+class Tapped(NamedTuple):
+    """One layer that a pipeline stage computes."""
+
+    place: int
+    """Among the tapped layers."""
+    block: nn.Module
+    rule: ResidualRule
 
 
 def decoder_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
@@ -31,3 +44,21 @@ def decoder_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
 def is_here(block: nn.Module) -> bool:
     """Whether this pipeline stage computes the block; vLLM pads the list with placeholders."""
     return type(block).__name__ != "PPMissingLayer"
+
+
+def tapped_here(blocks: nn.ModuleList, layers: Sequence[int]) -> list[Tapped]:
+    """Those of the layers that this stage computes. Raises ``TapError`` for a block without a verified rule."""
+    found = []
+    for index, layer in enumerate(layers):
+        block = blocks[layer]
+        if is_here(block):
+            rule = rule_for(type(block).__name__)
+            check_signature(rule, block)
+            found.append(Tapped(index, block, rule))
+    return found
+
+
+def upstream(blocks: nn.ModuleList, layers: Sequence[int]) -> int:
+    """How many of the layers lie on earlier pipeline stages."""
+    first = next(number for number, block in enumerate(blocks) if is_here(block))
+    return sum(layer < first for layer in layers)

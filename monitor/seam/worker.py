@@ -14,13 +14,12 @@ from monitor.bank import ProbeBank
 from monitor.desired import Wanted
 from monitor.errors import AttachError
 from monitor.events import StepScores
-from monitor.residual import check_signature, rule_for
 from monitor.seam import steer, supported, view_v1, view_v2
 from monitor.seam.canary import is_read, require_taps
 from monitor.seam.change import Change, Prepared, prepare
 from monitor.seam.fetched import when_fetched
 from monitor.seam.kv_slots import KvSlots
-from monitor.seam.layers import decoder_blocks, is_here
+from monitor.seam.layers import decoder_blocks, tapped_here, upstream
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
@@ -110,18 +109,16 @@ class WorkerMonitor:
         # The same objects everywhere, so that the compiler sees what is one.
         scores = list(self.buffers.scores)
         scratch = make_scratch(int(config.hidden_size), bank.capacity, device)
-        self._here = [i for i, layer in enumerate(bank.layers) if is_here(blocks[layer])]
-        for index in self._here:
-            block = blocks[bank.layers[index]]
-            rule = rule_for(type(block).__name__)
-            check_signature(rule, block)
+        tapped = tapped_here(blocks, bank.layers)
+        self._here = [index for index, _, _ in tapped]
+        for index, block, rule in tapped:
             norms, used = self.buffers.squared_norms[index], self._used[index : index + 1]
             install(block, rule, weights[index], scores[index], norms, used, scratch)
         if self.vectors is not None:
             self.steerer = self._steer(runner, blocks, self.vectors, scores)
         self.selftest = score_golden_inputs(bank, weights)
         self.buffers.compile_kernels(model_config.dtype, weights[0], scratch)
-        self._relay(runner, first=next(i for i, block in enumerate(blocks) if is_here(block)))
+        self._relay(runner, upstream(blocks, bank.layers))
         logger.info(
             "probewatch: %d probes on layers %s of %s, %d columns a tap, %.1f MiB of tap buffers",
             len(bank.seats),
@@ -141,12 +138,10 @@ class WorkerMonitor:
             device,
         )
         units, lengths = (part.to(device) for part in vectors.directions())
-        for row, layer in enumerate(vectors.layers):
-            if is_here(block := blocks[layer]):
-                rule = rule_for(type(block).__name__)
-                check_signature(rule, block)
-                taps = [] if self._gates_need else scores[: sum(tapped <= layer for tapped in layers)]
-                steer.install(block, rule, units[row], lengths[row], buffers, taps)
+        for row, block, rule in tapped_here(blocks, vectors.layers):
+            before = sum(tapped <= vectors.layers[row] for tapped in layers)
+            taps = [] if self._gates_need else scores[:before]
+            steer.install(block, rule, units[row], lengths[row], buffers, taps)
         steerer = Steerer(
             vectors,
             buffers,
@@ -155,11 +150,11 @@ class WorkerMonitor:
         steerer.watch(runner, supported.runner_name(runner.vllm_config) == "v2", self.guard)
         return steerer
 
-    def _relay(self, runner: Any, first: int) -> None:
-        """With several pipeline stages, scores travel with the hidden states. ``first``: the stage's first block."""
+    def _relay(self, runner: Any, before: int) -> None:
+        """With several pipeline stages, scores travel with the hidden states. ``before``: taps of earlier stages."""
         if stages() == 1:
             return
-        relay = Relay(self.buffers.arrays, sum(layer < first for layer in self.bank.layers), len(self._here))
+        relay = Relay(self.buffers.arrays, before, len(self._here))
         relay_through(runner, relay, lambda: self.proven, self.buffers.silence, self.guard)
 
     def prove(self, worker: Any) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from monitor.adapters import AdapterRules
 from monitor.attach import Plan
 from monitor.events import StepScores
-from monitor.seam import view_v1
+from monitor.seam import view_v1, worker
+from monitor.seam.layers import upstream
 from monitor.seam.steps import StepReader
 from monitor.seam.tap import TapBuffers
 from monitor.seam.worker import WorkerMonitor
@@ -337,3 +339,38 @@ def test_dummy_tokens_of_an_idle_engine_never_pass_for_scores() -> None:
     found = run(monitor, "a", 2, 0, 3, 3, 3, score=None)
     assert found is not None
     assert (reasons(found.states) == Reason.TAP_SILENT).all()
+
+
+class PPMissingLayer(nn.Module):
+    """As vLLM's: what another pipeline stage computes."""
+
+
+class GPT2Block(nn.Module):
+    """Returns the complete stream."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return 2 * hidden_states
+
+
+def test_the_taps_of_a_stage_score_the_stream_after_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "check_model", lambda *_: None)
+    monkeypatch.setattr(worker, "local_model_dir", lambda *_: None)
+    monkeypatch.setattr(worker, "stages", lambda: 1)
+    probe = alerting(layers=(0, 2))
+    width = probe.manifest.d_model
+    monitor = WorkerMonitor(Plan((probe,), (), 1, 1))
+    monitor.bank, monitor.vectors = make_bank(probe), None
+    model = nn.Sequential(nn.ModuleList([PPMissingLayer(), GPT2Block(), GPT2Block()]))
+    text = SimpleNamespace(num_hidden_layers=3, hidden_size=width)
+    config = SimpleNamespace(hf_text_config=text, model="", revision=None, dtype=torch.float32)
+    runner = SimpleNamespace(
+        vllm_config=SimpleNamespace(model_config=config), get_model=lambda: model, max_num_tokens=8
+    )
+    monitor.attach(runner, torch.device("cpu"))
+    stream = torch.arange(3.0 * width).reshape(3, width)
+    for block in list(model[0])[1:]:
+        stream = block(stream)
+    assert monitor.buffers.silent_layers(3) == [0]
+    assert upstream(model[0], (0, 2)) == 1
+    weight = monitor.bank.weights()[1]  # [d, C]
+    torch.testing.assert_close(monitor.buffers.scores[1, :3], stream @ weight)
