@@ -4,15 +4,24 @@ The threshold for a false-positive rate a is the k-th smallest of n benign score
 then a further exchangeable benign score is strictly above it with probability at most a, whatever its
 distribution (the order-statistic bound of split conformal prediction). It needs k <= n, that is n >= 1/a -
 1.
+
+Where benign traffic has strata, each gives a threshold by itself and the highest is deployed. The rate is then
+at most a in every stratum, so in any mix of them too.
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from probes.errors import CalibrationError
 from probes.manifest import Calibration, ProbeManifest, Quantiles, default_action, revise
+
+TOLD: Final = 5
+"""Strata that a refusal names."""
 
 
 def required_n(fpr: float) -> int:
@@ -56,6 +65,38 @@ def threshold_at(benign: ArrayLike, fpr: float) -> float:
     return float(scores[k - 1])
 
 
+def thresholds_at(benign: ArrayLike, strata: Sequence[str], fpr: float) -> dict[str, float]:
+    """The threshold that each stratum gives by itself, the highest first. strata: that of each score.
+
+    The highest is never below that of all scores together: at or below it lie k_s >= (n_s + 1)(1 - a) of each
+    stratum, so at least k of them all. `CalibrationError` that names the strata too small for `fpr`.
+    """
+    scores, names = np.asarray(benign, np.float64), np.asarray(strata)
+    needed, sizes = required_n(fpr), Counter(strata)
+    small = sorted((n, name) for name, n in sizes.items() if n < needed)
+    if small:
+        told = ", ".join(f"{name!r} has {n}" for n, name in small[:TOLD])
+        more = f" and {len(small) - TOLD} more have too few" if len(small) > TOLD else ""
+        raise CalibrationError(
+            f"{len(small)} of {len(sizes)} strata cannot support an FPR of {fpr:g}, which needs {needed} in each: "
+            f"{told}{more}; give more of them, or one value to several"
+        )
+    found = {name: threshold_at(scores[names == name], fpr) for name in sorted(sizes)}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def chance_of(hits: int, n: int, calibrated_on: int, fpr: float) -> float:
+    """Probability that at least `hits` of `n` further exchangeable conversations are flagged.
+
+    Beta-binomial: the threshold's own rate is Beta distributed (`true_rate`). Ties, and a threshold above that of
+    these conversations alone, only lower it.
+    """
+    from scipy.stats import betabinom
+
+    k = order(calibrated_on, fpr)
+    return float(betabinom.sf(hits - 1, n, calibrated_on + 1 - k, k))
+
+
 def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact interval of a binomial proportion (Clopper and Pearson 1934)."""
     from scipy.stats import beta
@@ -81,6 +122,7 @@ def calibrated(
     second: ArrayLike,
     fpr: float,
     *,
+    strata: Sequence[str] | None = None,
     traffic: ArrayLike | None = None,
     action: str | None = None,
     data_digest: str | None = None,
@@ -88,10 +130,11 @@ def calibrated(
     """The manifest with threshold, calibration and benign quantiles.
 
     benign, second: deployed statistics of two disjoint sets without the concept; the first gives the
-    threshold, the second the realised rate. traffic: all benign traffic, for the quantiles that drift is
+    threshold, the second the realised rate. strata: of each of `benign`; the threshold, and the n told of it, are
+    then the hardest stratum's. traffic: all benign traffic, for the quantiles that drift is
     measured against; by default `benign`. action: by default the concept's.
     """
-    threshold = threshold_at(benign, fpr)
+    threshold, n = _deployed(benign, strata, fpr)
     others = np.asarray(second, np.float64)
     if not len(others):
         raise CalibrationError(
@@ -105,13 +148,21 @@ def calibrated(
         benign_quantiles=quantiles(benign if traffic is None else traffic),
         calibration=Calibration(
             nominal_fpr=fpr,
-            n=len(np.asarray(benign)),
+            n=n,
             data_digest=data_digest,
             realised_n=len(others),
             realised_false_positives=hits,
             realised_ci=clopper_pearson(hits, len(others)),
         ),
     )
+
+
+def _deployed(benign: ArrayLike, strata: Sequence[str] | None, fpr: float) -> tuple[float, int]:
+    """The threshold, and how many benign conversations it is an order statistic of."""
+    if strata is None:
+        return threshold_at(benign, fpr), len(np.asarray(benign))
+    hardest, threshold = next(iter(thresholds_at(benign, strata, fpr).items()))
+    return threshold, Counter(strata)[hardest]
 
 
 def _check_rate(fpr: float) -> None:

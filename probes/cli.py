@@ -183,6 +183,11 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requests-per-day", type=float, metavar="N", help="your rate, to tell the false flags of a day"
     )
+    parser.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="of each conversation (condition, template ..): the rate holds in each of its values",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the deal into halves (default: 0)")
     parser.add_argument("--action", help="observe, alert, stop or steer:VECTOR (default: by concept)")
     _out(parser)

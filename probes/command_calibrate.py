@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from probes import benign, calibration, dataset, recorded, report
+from probes import benign, calibration, dataset, recorded, report, strata
 from probes.benign import Benign, Outlook
 from probes.dataset import Conversation
 from probes.errors import CalibrationError, DataError, DatasetInvalid
@@ -16,10 +16,13 @@ from probes.hf import Activations
 from probes.identity import check_binding
 from probes.manifest import ProbeManifest
 from probes.probe import Probe, load
+from probes.recorded import Finished
 from probes.sources import Source, Sources
 
 HELD: Final = 256
 """Conversations whose activations are held at once."""
+STALE: Final = ("deployed", "deployed_trained_wordings", "robustness", "benign_strata")
+"""Figures of the report card that hold at the threshold before, and not at a new one."""
 
 
 def calibrate(options: argparse.Namespace) -> int:
@@ -29,27 +32,29 @@ def calibrate(options: argparse.Namespace) -> int:
     if options.requests_per_day is not None and not 0 < options.requests_per_day < math.inf:
         raise DataError(f"--requests-per-day {options.requests_per_day:g}; give a number above 0")
     first, second = _sets(probe, options)
-    revised = calibration.calibrated(
-        probe.manifest,
-        first.scores,
-        second.scores,
-        options.fpr,
-        action=options.action,
-        data_digest=first.digest,
-    )
+    try:
+        revised = calibration.calibrated(
+            probe.manifest,
+            first.scores,
+            second.scores,
+            options.fpr,
+            strata=first.strata,
+            action=options.action,
+            data_digest=first.digest,
+        )
+    except CalibrationError as error:
+        kept = f" ({options.benign.name} was dealt in half: give twice as many, or --second)"
+        raise CalibrationError(f"{error}{'' if options.second else kept}") from None
     known, told = replace(probe, manifest=revised), revised.calibration
     assert told is not None  # `calibrated` gives one
-    outlook = Outlook(told, first, second, _stops(known, second), options.requests_per_day)
-    metrics = {**revised.metrics, "benign_traffic": outlook.figures()}
-    written = known.save(options.out, created_at=datetime.now(UTC), metrics=metrics).manifest
+    parts = benign.by_stratum(options.by, first, second, options.fpr) if options.by else None
+    outlook = Outlook(told, first, second, _stops(known, second), options.requests_per_day, parts)
+    figures = {name: found for name, found in revised.metrics.items() if name not in STALE}
+    figures |= {"benign_traffic": outlook.figures()} | ({"benign_strata": parts.figures()} if parts else {})
+    written = known.save(options.out, created_at=datetime.now(UTC), metrics=figures).manifest
     print(report.benign_text(written))
     for line in outlook.lines():
         print(line)
-    if told.realised_ci is not None and told.realised_ci[0] > options.fpr:
-        print(
-            f"warning: the second set is flagged more often than {options.fpr:g} by more than chance; the two sets "
-            "are not of one kind"
-        )
     return 0
 
 
@@ -64,17 +69,18 @@ def _check_action(manifest: ProbeManifest, action: str | None) -> None:
 
 def _sets(probe: Probe, options: argparse.Namespace) -> tuple[Benign, Benign]:
     sources = Sources(options.model, options.activations)
-    first = _read(probe, options.benign, sources)
+    first = _read(probe, options.benign, sources, options.by)
     if options.second is None:
         return benign.halves(first, options.seed)
-    second = _read(probe, options.second, sources)
+    second = _read(probe, options.second, sources, options.by)
     benign.check_apart(first, second)
     return first, second
 
 
-def _read(probe: Probe, path: Path, sources: Sources) -> Benign:
+def _read(probe: Probe, path: Path, sources: Sources, by: str | None) -> Benign:
     if recorded.is_recording(path):
-        return benign.of_recording(path.name, recorded.read(path, probe.manifest))
+        recording = recorded.read(path, probe.manifest)
+        return benign.of_recording(path.name, recording, _strata(recording.sequences, by, path))
     source, chats = sources.open(path)
     check_binding(probe.manifest, source.identity)
     positives = sum(chat.label == 1 for chat in chats)
@@ -82,9 +88,15 @@ def _read(probe: Probe, path: Path, sources: Sources) -> Benign:
         raise DatasetInvalid(
             f"{path}: {positives} conversations have label 1; benign traffic must not hold the concept"
         )
-    return benign.of_activations(
-        probe, path.name, _in_parts(probe, source, chats), dataset.groups(chats), dataset.digest(chats)
-    )
+    parts = _strata(chats, by, path)  # refused before the model has run
+    found, groups = _in_parts(probe, source, chats), dataset.groups(chats)
+    return benign.of_activations(probe, path.name, found, groups, dataset.digest(chats), parts)
+
+
+def _strata(
+    rows: Sequence[Conversation] | Sequence[Finished], by: str | None, path: Path
+) -> tuple[str, ...] | None:
+    return None if by is None else strata.names(rows, by, path.name)
 
 
 def _in_parts(probe: Probe, source: Source, chats: Sequence[Conversation]) -> Iterator[Activations]:

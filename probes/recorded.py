@@ -51,6 +51,12 @@ class Finished(BaseModel):
     """In-mask tokens."""
 
 
+class Line(Finished):
+    """One line of a file, with whatever its owner has added: a field to calibrate by."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
 @dataclass(frozen=True)
 class Recording:
     """The scores of one probe on the traffic of one server."""
@@ -93,7 +99,7 @@ def read(path: Path, manifest: ProbeManifest) -> Recording:
             f"{path}: scores of {header.probe!r} with statistic {header.statistic_digest[:12]}.., "
             f"{manifest.name!r} has {manifest.statistic_digest[:12]}..; record with this very artifact attached"
         )
-    found = [_parse(Finished, line, f"{path} line {n}") for n, line in enumerate(lines[1:], 2)]
+    found = [_parse(Line, line, f"{path} line {n}") for n, line in enumerate(lines[1:], 2)]
     repeated = len(found) - len({(one.id, one.choice) for one in found})
     if not found or repeated:
         raise DatasetInvalid(f"{path}: {len(found)} sequences, {repeated} of them again; record it anew")

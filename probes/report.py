@@ -165,6 +165,14 @@ def _table(title: str, head: str) -> Callable[[Mapping[str, JsonValue]], str]:
     return section
 
 
+def _strata(value: Mapping[str, JsonValue]) -> str:
+    by, hardest, parts = (value.get(key) for key in ("by", "threshold set by", "strata"))
+    told = f"The threshold is that of {hardest}, the hardest of them: the nominal rate is to hold in each."
+    rows = parts if isinstance(parts, dict) else {}
+    title, _, table = _table(f"Benign traffic by {by}", f"{by}")(rows).partition("\n")
+    return f"{title}\n\n{told}\n{table}"
+
+
 def share_json(hits: int, n: int) -> JsonValue:
     """A share of `n` with its 95% Clopper-Pearson interval."""
     low, high = clopper_pearson(hits, n)
@@ -196,6 +204,7 @@ _SECTIONS: Final[Mapping[str, Callable[[Mapping[str, JsonValue]], str]]] = {
         "At the shipped threshold, with question wordings that the fit has seen", "figure"
     ),
     "benign_traffic": _table("What to expect of benign traffic", "figure"),
+    "benign_strata": _strata,
     "steering": _table("Steering along it", "setting"),
     "layer_profile": _table("Profile on validation (best objective at each layer)", "layer"),
     "token_profile": _table("Choice of tokens and aggregation on validation (best objective)", "tokens"),
