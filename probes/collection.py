@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -101,12 +100,6 @@ class Collection(_Record):
             self.d_model,
             self.n_layers,
         )
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The type of a number in a shard."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
 
     def same_as(self, other: Collection) -> bool:
         """Whether both are of one plan, however far either has come."""
