@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from probes.errors import ArtifactError, BindingError, CalibrationError, ProbeError
+from probes.options import numbers, whole_numbers
 
 IMPORTS: Final = (
     "gguf",
@@ -149,7 +150,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--min-tokens", type=int, default=1, help="tokens before a live alert may latch")
     parser.add_argument(
-        "--regularisation", type=_floats, default=(0.001, 0.03, 1.0), help="values of C to try"
+        "--regularisation", type=numbers, default=(0.001, 0.03, 1.0), help="values of C to try"
     )
     parser.add_argument(
         "--pooled", action="store_true", help="linear fits see the mean row of a conversation"
@@ -232,11 +233,11 @@ def _import(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layers",
-        type=_numbers,
+        type=whole_numbers,
         metavar="L,..",
         help="in the file's numbering: those to take, or to declare",
     )
-    parser.add_argument("--features", type=_numbers, metavar="K,..", help="of a sparse autoencoder")
+    parser.add_argument("--features", type=whole_numbers, metavar="K,..", help="of a sparse autoencoder")
     parser.add_argument("--positive-class", help="of a classifier with several classes")
     parser.add_argument("--model", type=Path, help="directory of the model to bind it to (default: unbound)")
     parser.add_argument("--name", help="default: by the name of the file written")
@@ -255,15 +256,7 @@ def _out(parser: argparse.ArgumentParser) -> None:
 
 
 def _layers(text: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(sorted({int(layer) for layer in part.split("+")})) for part in text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    return tuple(tuple(sorted(set(whole_numbers(part, "+")))) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from probes.collection import Collection
 from probes.errors import LayerMismatch
 from probes.hf import load_tokenizer
 from probes.identity import ModelIdentity, model_identity
+from probes.options import whole_numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="model folder or name, as for `vllm serve`")
     parser.add_argument("--data", type=Path, required=True, help="JSONL of labelled chats, as for `train`")
     parser.add_argument(
-        "--layers", type=_numbers, help="0-based blocks, e.g. 3,4,5 (default: all but the last)"
+        "--layers", type=whole_numbers, help="0-based blocks, e.g. 3,4,5 (default: all but the last)"
     )
     parser.add_argument(
         "--tokens",
@@ -90,7 +91,7 @@ def main(args: argparse.Namespace, vllm_options: Sequence[str]) -> int:
 
 def _layers(asked: tuple[int, ...] | None, model: ModelIdentity) -> tuple[int, ...]:
     last = model.n_layers - 1
-    layers = asked or tuple(range(last))
+    layers = tuple(sorted(set(asked))) if asked else tuple(range(last))
     wrong = [layer for layer in layers if not 0 <= layer < last]
     if wrong:
         raise LayerMismatch(
@@ -140,10 +141,6 @@ def _answer(replies: list[dict[str, Any]]) -> Any:
             f"{len(found)} of {len(replies)} workers file rows, not 1; this vLLM is not understood"
         )
     return found[0]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def _tell(line: str) -> None:

@@ -19,6 +19,24 @@ def test_every_command_shows_an_example(name: str, capsys: pytest.CaptureFixture
     assert f"example: probewatch {name} " in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("import", "f", "-o", "o", "--layers", "3,x"), "'3,x' is no list of whole numbers; give e.g. 3,5"),
+        (("collect", "--model", "m", "--data", "d", "-o", "o", "--layers", "1.5"), "'1.5' is no list"),
+        (("train", "-o", "o", "--layers", "3+"), "'3+' is no list of whole numbers"),
+        (("train", "-o", "o", "--regularisation", "no"), "'no' is no list of numbers; give e.g. 0.03,1"),
+    ],
+)
+def test_a_list_that_is_none_is_told_by_example(
+    arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_reader_that_has_had_enough_gets_no_traceback() -> None:
     """As ``probewatch paths | head -1``."""
     reading, writing = os.pipe()
