@@ -1,8 +1,10 @@
 """``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
 
 Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
-order that rotates; in one process they alternate every few steps. Two arms are stock vLLM: their ratio is the noise
-floor. Everything the monitor does is inside the measured time: taps, bookkeeping, accounting, verdicts, metrics.
+order that rotates; in one process they alternate every few steps. All engines are started several times, for where its
+memory happens to lie makes an engine some percent slower or faster as long as it lives: a start gives one figure, the
+median of its rounds. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the
+measured time: taps, bookkeeping, accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
 from bench.report import publish
-from bench.rounds import measure
+from bench.rounds import joined, measure, middles
 from bench.running import (
     Running,
     engine_arguments,
@@ -36,15 +38,16 @@ DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
 @contextlib.contextmanager
-def engines(args: argparse.Namespace, folder: Path) -> Iterator[list[Running]]:
-    """The engines of all arms; side by side they start only where ``--together`` says so."""
+def engines(args: argparse.Namespace, folder: Path, first: int) -> Iterator[list[Running]]:
+    """The engines of all arms, beginning with arm ``first``; they start side by side where ``--together`` says so."""
     model = write_model(folder / "model", args.model, args.device)
     engine = engine_arguments(args.loads, json.loads(args.engine))
     env = environment(args.processes == 1, kv_gib(config_of(args.model).to_dict(), args.loads))
     turn_steps = TURN_STEPS if args.processes == 1 else 0  # an engine of its own would not wait
     running: list[Running] = []
     try:
-        for name in (STOCK, AGAIN, *args.arms):
+        names = [STOCK, AGAIN, *args.arms]
+        for name in (*names[first % len(names) :], *names[: first % len(names)]):
             if ARMS[name].peer and (reason := why_not(name)):
                 print(reason, flush=True)
                 continue
@@ -70,7 +73,8 @@ def _up(one: Running) -> None:
 def main() -> int:
     """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--starts", type=int, default=8, help="of all engines")
+    parser.add_argument("--rounds", type=int, default=5, help="after each start")
     parser.add_argument("--minutes", type=float, default=33.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",
@@ -104,9 +108,15 @@ def main() -> int:
     args = parser.parse_args()
     tidy_when_terminated()
     until = time.monotonic() + 60 * args.minutes
-    with tempfile.TemporaryDirectory() as temporary, engines(args, args.folder or Path(temporary)) as running:
-        found = measure(running, args.loads, args.rounds, until)
-    publish(found, args)
+    parts = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(args.starts):
+            with engines(args, args.folder or Path(temporary), first=number) as running:
+                parts.append(measure(running, args.loads, args.rounds, until))
+            if time.monotonic() > until:
+                print(f"out of time after {number + 1} of {args.starts} starts", flush=True)
+                break
+    publish(joined(parts if len(parts) == 1 else [middles(part) for part in parts]), args)
     return 0
 
 

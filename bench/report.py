@@ -41,7 +41,7 @@ def table(found: Found, loads: Sequence[Workload], device: str) -> str:
     lines = []
     for load in loads:
         arms = found[load.name]
-        lines += [f"\n{load.name} tokens, {len(arms[STOCK])} paired rounds; stock: {_stock(arms[STOCK])}\n"]
+        lines += [f"\n{load.name} tokens, {len(arms[STOCK])} pairs; stock: {_stock(arms[STOCK])}\n"]
         measures = [name for name in MEASURES if name in arms[STOCK][0]]
         lines += ["| ratio to stock | " + " | ".join(MEASURES[name] for name in measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from bench.arms import Arm
-from bench.rounds import Round, in_turns, measure
+from bench.report import Found
+from bench.rounds import Round, in_turns, joined, measure, middles
 from bench.workload import Turns, Workload
 
 
@@ -61,3 +62,13 @@ def test_a_clock_stands_still_while_others_have_their_turn() -> None:
         turns.step_done()
     assert len(waits) == 2
     assert turns.now() - begun < 0.05
+
+
+def test_a_start_gives_the_medians_of_its_rounds() -> None:
+    rates = [[1.0, 9.0, 2.0], [5.0]]
+    parts: list[Found] = [
+        {"load": {"a": [{"rate": rate, "cost": -rate} for rate in start]}} for start in rates
+    ]
+    assert joined([middles(part) for part in parts]) == {
+        "load": {"a": [{"rate": 2.0, "cost": -2.0}, {"rate": 5.0, "cost": -5.0}]}
+    }
