@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -101,12 +102,10 @@ def _verdicts(bench: _Bench, own: FloatArray, first: int) -> dict[str, ProbeVerd
     scores = _statistics(bench, own.astype(np.float64))
     flagged = scores > bench.thresholds
     peaks = own.argmax(axis=0) + first
-    columns = (bench.names, scores.tolist(), bench.thresholds.tolist(), flagged.tolist(), peaks.tolist())
-    n = len(own)
-    return {
-        name: ProbeVerdict(score, threshold, crossed, False, peak, n)
-        for name, score, threshold, crossed, peak in zip(*columns, strict=True)
-    }
+    columns = [one.tolist() for one in (scores, bench.thresholds, flagged, peaks)]
+    complete, counted = repeat(False), repeat(len(own))
+    rows = zip(*columns[:3], complete, columns[3], counted, strict=False)  # in the order of ``ProbeVerdict``
+    return dict(zip(bench.names, map(ProbeVerdict._make, rows), strict=True))
 
 
 def _statistics(bench: _Bench, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Labels = tuple[str, ...]
-AT_MOST_SECONDS = 0.25
-"""That an increment waits while others arrive."""
 
 
 class Tally:
@@ -31,7 +28,6 @@ class Tally:
         self._pending: dict[tuple[str, int], list[Any]] = {}
         """(counter, identity of the labels) -> [labels of each child, sum]"""
         self._single: Counter[tuple[str, Labels]] = Counter()
-        self._flushed = 0.0
         self._together = 0
 
     @contextlib.contextmanager
@@ -43,7 +39,7 @@ class Tally:
                 yield
             finally:
                 self._together -= 1
-        self._flush_if_due()
+        self._flush_where_others_read()
 
     def add(self, name: str, children: Sequence[Labels], by: float) -> None:
         """The same increment to several children. ``children`` has to be the same object every time."""
@@ -52,7 +48,7 @@ class Tally:
         with self._lock:
             held = self._pending.setdefault((name, id(children)), [children, 0])
             held[1] += by
-        self._flush_if_due()
+        self._flush_where_others_read()
 
     def add_each(self, name: str, children: Iterable[Labels], by: int = 1) -> None:
         """As much to each of these children, as often as it comes."""
@@ -61,18 +57,11 @@ class Tally:
         with self._lock:
             for labels in children:
                 self._single[name, labels] += by
-        self._flush_if_due()
+        self._flush_where_others_read()
 
-    def _flush_if_due(self) -> None:
-        if self._together:
-            return
-        if self._at_once:
+    def _flush_where_others_read(self) -> None:
+        if self._at_once and not self._together:
             self.flush()
-        elif time.monotonic() - self._flushed >= AT_MOST_SECONDS and self._applying.acquire(blocking=False):
-            try:  # somebody who reads now sees it the next time
-                self.flush()
-            finally:
-                self._applying.release()
 
     def flush(self) -> None:
         """Everything that waits reaches its counters, as it was at one moment."""
@@ -80,7 +69,6 @@ class Tally:
             with self._lock:
                 pending, self._pending = self._pending, {}
                 single, self._single = self._single, Counter()
-                self._flushed = time.monotonic()
             for (name, labels), by in single.items():
                 self._apply(name, *labels, by=by)
             for (name, _), (children, by) in pending.items():
