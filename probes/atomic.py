@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from probes.errors import DataError
+
 PARTIAL: Final = ".partial-"
 """How the names of files begin that are still being written; a kill may leave one."""
 
@@ -25,6 +27,13 @@ def fill(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_target(path: Path) -> None:
+    """Raise `DataError` where no file can be written: to be asked before minutes are spent on what goes into it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"{path}: no file can be written there (folder above: {above}); give another path")
 
 
 def write_bytes(path: Path, payload: bytes) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from probes.errors import ArtifactError, BindingError, CalibrationError, ProbeError
+from probes.atomic import check_target
+from probes.errors import ArtifactError, BindingError, CalibrationError, DataError, ProbeError
 from probes.options import numbers, whole_numbers
 
 IMPORTS: Final = (
@@ -112,12 +113,20 @@ def _guarded(name: str) -> Command:
         module, function = _ELSEWHERE.get(name, ("probes.commands", name))
         chosen: Command = getattr(importlib.import_module(module), function)  # torch: not for --help
         try:
+            if getattr(options, "out", None) is not None:
+                check_target(options.out)
             return chosen(options)
-        except ProbeError as error:
+        except (ProbeError, OSError) as found:
+            error = found if isinstance(found, ProbeError) else _of_the_system(found)
             print(f"error: {error}", file=sys.stderr)
             return status_of(error)
 
     return run
+
+
+def _of_the_system(error: OSError) -> ProbeError:
+    """A full disk, a folder without permission: one line too."""
+    return DataError(f"{error.filename or 'the output'}: {error.strerror}; check path, permissions and space")
 
 
 def _train(parser: argparse.ArgumentParser) -> None:

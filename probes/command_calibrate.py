@@ -14,7 +14,7 @@ from probes.dataset import Conversation
 from probes.errors import CalibrationError, DataError, DatasetInvalid
 from probes.hf import Activations
 from probes.identity import check_binding
-from probes.manifest import ProbeManifest
+from probes.manifest import ACTION, ProbeManifest
 from probes.probe import Probe, load
 from probes.recorded import Finished
 from probes.sources import Source, Sources
@@ -28,9 +28,8 @@ STALE: Final = ("deployed", "deployed_trained_wordings", "robustness", "benign_s
 def calibrate(options: argparse.Namespace) -> int:
     """Threshold from one benign set, realised false positives on another, both into the manifest."""
     probe = load(options.probe)
+    _check(options)
     _check_action(probe.manifest, options.action)
-    if options.requests_per_day is not None and not 0 < options.requests_per_day < math.inf:
-        raise DataError(f"--requests-per-day {options.requests_per_day:g}; give a number above 0")
     first, second = _sets(probe, options)
     try:
         revised = calibration.calibrated(
@@ -56,6 +55,18 @@ def calibrate(options: argparse.Namespace) -> int:
     for line in outlook.lines():
         print(line)
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise `DataError` for what cannot be meant, before minutes are spent."""
+    if not 0 < options.fpr < 1:
+        raise DataError(f"--fpr {options.fpr:g}; give a share between 0 and 1")
+    if options.requests_per_day is not None and not 0 < options.requests_per_day < math.inf:
+        raise DataError(f"--requests-per-day {options.requests_per_day:g}; give a number above 0")
+    if options.seed < 0:
+        raise DataError(f"--seed {options.seed}; give 0 or more")
+    if options.action is not None and not ACTION.fullmatch(options.action):
+        raise DataError(f"--action {options.action!r}; give observe, alert, stop or steer:VECTOR[:SCALE]")
 
 
 def _check_action(manifest: ProbeManifest, action: str | None) -> None:

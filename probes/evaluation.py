@@ -26,20 +26,24 @@ RESAMPLES = 1000
 def statistics(probe: Probe, found: Sequence[Activations]) -> Floats:
     """[n] the deployed statistic of each conversation. `DataError` where a mask holds no token, and for NaN."""
     rule = probe.manifest
-    scores = np.array(
-        [probe.statistic(probe.token_state(a.at(rule.layers)), a.mask(rule.token_mask)) for a in found]
-    )
-    empty = sum(not a.mask(rule.token_mask).any() for a in found) if np.isnan(scores).any() else 0
-    if not empty and not np.isfinite(scores).all():
-        raise DataError(
-            f"{int((~np.isfinite(scores)).sum())} of {len(scores)} conversations score NaN or infinity under "
-            f"{rule.name!r}; collect their activations again"
-        )
+    scores, empty, broken = [], 0, 0
+    for a in found:
+        states = probe.token_state(a.at(rule.layers))[a.mask(rule.token_mask)]
+        empty += not len(states)
+        broken += not bool(
+            states.isfinite().all()
+        )  # of a token: the highest of several hides a minus infinity
+        scores.append(probe.statistic(states))
     if empty:
         raise DataError(
-            f"{empty} of {len(scores)} conversations have no token in the mask of {rule.name!r}; widen it"
+            f"{empty} of {len(found)} conversations have no token in the mask of {rule.name!r}; widen it"
         )
-    return scores
+    if broken:
+        raise DataError(
+            f"{broken} of {len(found)} conversations score NaN or infinity under {rule.name!r}; collect their "
+            "activations again"
+        )
+    return np.array(scores)
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float:

@@ -238,13 +238,21 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tenso
 
 def _residuals(loaded: LoadedModel, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Tensor:
     ids, attention = _padded(rows, left=False)
-    out = loaded.model(
-        input_ids=ids.to(loaded.device),
-        attention_mask=attention.to(loaded.device),
-        output_hidden_states=True,
-        use_cache=False,
-        logits_to_keep=1,
-    )
+    try:
+        out = loaded.model(
+            input_ids=ids.to(loaded.device),
+            attention_mask=attention.to(loaded.device),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    except IndexError:  # of an embedding
+        limits = loaded.model.config.get_text_config()
+        raise DataError(
+            f"token ids from {int(ids.min())} to {int(ids.max())}, {ids.shape[1]} of them in the longest conversation; "
+            f"{loaded.identity.model_id} has {limits.vocab_size} ids and {limits.max_position_embeddings} positions: "
+            "mend answer_ids, or leave out what is too long"
+        ) from None
     return (
         torch.stack([out.hidden_states[layer + 1] for layer in layers], dim=2).float().cpu()
     )  # [B, T, L, d]

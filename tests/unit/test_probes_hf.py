@@ -112,6 +112,13 @@ def test_last_block_and_layers_beyond_are_refused(loaded: hf.LoadedModel, layer:
         hf.activations(loaded, CHATS, (0, layer))
 
 
+@pytest.mark.parametrize("token", [-1, 18])
+def test_tokens_of_another_tokenizer_are_refused(loaded: hf.LoadedModel, token: int) -> None:
+    foreign = chat(9, "how is the bridge", "sound", answer_ids=(2, token))
+    with pytest.raises(probes.DataError, match=rf"token ids from .*{token}.*tiny has 18 ids"):
+        hf.activations(loaded, [foreign], (0,))
+
+
 def test_answers_do_not_depend_on_the_batch_and_their_last_token_is_not_fed(loaded: hf.LoadedModel) -> None:
     prompts = [c.prompt for c in CHATS]
     together = hf.generate(loaded, prompts, max_new_tokens=8)
@@ -274,6 +281,8 @@ def test_wrong_use_is_one_line_and_writes_nothing(
         ([*train, "--data", leak], 2, "split by group"),
         ([*train, "--data", good, "--aggregation", "ema"], 2, "ema:ALPHA"),
         ([*train, "--data", good, "--layers", "3"], 1, "from 0 to 2"),
+        ([*train[:-1], tmp_path, "--data", good], 2, "no file can be written there"),
+        ([*train[:-1], good / "p.safetensors", "--data", good], 2, "no file can be written there"),
         (["verify", good], 1, "header"),
     ]
     for arguments, status, expected in cases:

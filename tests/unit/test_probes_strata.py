@@ -1,6 +1,7 @@
 """A threshold for every stratum: planted mixtures whose hard part is known, and what is refused."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -228,6 +229,35 @@ def test_the_command_writes_who_set_the_threshold_and_forgets_old_figures(
     again = probes.load(artifact).manifest
     assert "benign_strata" not in again.metrics
     assert again.threshold == calibration.threshold_at(scores, FPR)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--fpr", "0"), ("--fpr", "nan"), ("--requests-per-day", "-1"), ("--seed", "-1"), ("--action", "steer")],
+)
+def test_options_that_cannot_be_meant_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    artifact = testing.write_artifact(tmp_path / "p.safetensors")
+    given_options = ["calibrate", artifact, "--benign", "absent", option, value, "-o", tmp_path / "out"]
+    assert run(*given_options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option} ")
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = testing.write_artifact(tmp_path / "p.safetensors")
+    first, second = (recording(tmp_path / f"{n}.jsonl", probes.load(artifact), n) for n in (1, 2))
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("calibrate", artifact, "--benign", first, "--second", second, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path / 'out'}: No space left on device; check path, permissions and space\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jsonl", "2.jsonl", "p.safetensors"]
 
 
 @pytest.mark.parametrize(

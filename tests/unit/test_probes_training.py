@@ -242,6 +242,8 @@ def test_statistics_take_the_mask_and_refuse_an_empty_one() -> None:
     assert evaluation.statistics(probe, [flat([9, 9, 1, 3], 2)]).tolist() == [2.0]
     with pytest.raises(probes.DataError, match="score NaN"):
         evaluation.statistics(probe, [flat([9, 9, math.nan, 3], 2)])
+    with pytest.raises(probes.DataError, match="1 of 1 conversations score NaN or infinity"):
+        evaluation.statistics(flat_probe(), [flat([9, 9, 3, -math.inf], 2)])
     with pytest.raises(probes.DataError, match="1 of 2 conversations"):
         evaluation.statistics(probe, [flat([9, 9, 1], 2), flat([9, 9], 2)])
 
