@@ -116,7 +116,8 @@ def halves(whole: Benign, seed: int) -> tuple[Benign, Benign]:
     strata = whole.strata or ("",) * len(whole.groups)
     for group, stratum in zip(whole.groups, strata, strict=True):
         mixes[group].add(stratum)
-    drawn: list[str] = np.random.default_rng(seed).permutation(list(mixes)).tolist()
+    names = list(mixes)
+    drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     chosen = set(sorted(drawn, key=lambda group: sorted(mixes[group]))[::2])
     first = np.array([group in chosen for group in whole.groups])
     return whole.part(np.flatnonzero(first)), whole.part(np.flatnonzero(~first))

@@ -132,8 +132,8 @@ def test_another_kind_of_second_set_is_warned_of_by_stratum() -> None:
 
 def test_groups_with_the_same_strata_are_dealt_alike() -> None:
     # Two groups hold `rare` alone: a blind deal often puts both on one side.
-    groups = [f"g{i // 4}" for i in range(80)]
-    parts = tuple("rare" if group in ("g3", "g11") else "plain" for group in groups)
+    groups = [f"g{i // 4}\0" for i in range(80)]
+    parts = tuple("rare" if group in ("g3\0", "g11\0") else "plain" for group in groups)
     whole = Benign(
         "w", np.arange(80, dtype=np.float64), np.ones(80, np.int64), tuple(groups), "0" * 64, None, parts
     )
