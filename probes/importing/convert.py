@@ -161,4 +161,4 @@ def _golden_inputs(n_layers: int, d_model: int) -> Tensor:
 
 
 def _label(text: str) -> str:
-    return re.sub(r"[\x00-\x1f\x7f]", " ", text)[:200] or "imported"
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text)[:200] or "imported"

@@ -181,6 +181,19 @@ def test_what_no_check_foresaw_ends_at_the_limits_of_the_process() -> None:
     assert before == [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
 
 
+@pytest.mark.parametrize("code", [b"\x1b\0\0\0", b"\xfa\xfa\0\0", b"\0\xd8\0\0"])
+def test_names_of_classes_drive_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: bytes
+) -> None:
+    """An escape, no character at all, and half of one."""
+    data = (FOREIGN / "words.joblib").read_bytes()
+    honest = "honest".encode("utf-32-le")
+    assert honest in data
+    (tmp_path / "f").write_bytes(data.replace(honest, code + honest[4:]))
+    assert cli.main(["import", str(tmp_path / "f"), "-o", str(tmp_path / "o"), *FLAGS]) in (0, 1)
+    assert all(line.isprintable() for line in capsys.readouterr().err.splitlines())
+
+
 def archive(header: bytes, flag: int = 0) -> bytes:
     """An npz whose one array has this header."""
     buffer = io.BytesIO()

@@ -176,7 +176,7 @@ def _classes(found: object, count: int) -> list[str]:
     if held is None:
         return [str(i) for i in range(count)]
     if isinstance(held, np.ndarray) and held.dtype.kind == "U":
-        names = [str(name) for name in held.reshape(-1)]
+        names = ["".join(c if c.isprintable() else "?" for c in str(name)) for name in held.reshape(-1)]
     else:
         names = [f"{n:g}" for n in floats(held, "classes_").reshape(-1)]
     if len(names) != count:
