@@ -34,6 +34,10 @@ def _warn_of_stray_settings() -> None:
 
 def register() -> None:
     """``vllm.general_plugins``: called in every process of vLLM, possibly more than once."""
+    if "PROBEWATCH_RUN_BY" in os.environ:
+        from monitor.lifetime import end_with_the_command
+
+        end_with_the_command()
     if layers := os.environ.get("PROBEWATCH_COLLECT"):
         from monitor.seam import collector
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from monitor.errors import CollectError
 from monitor.launch import plugin_names
+from monitor.lifetime import RUN_BY
 from monitor.refusal import REFUSAL_FILE
 
 _ASKS = ("PROBES", "TAP_LAYERS", "VECTORS", "CONFIG", "COLLECT")
@@ -25,6 +26,7 @@ def configure(asked: Mapping[str, str]) -> None:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for what was asked
     if "VLLM_PLUGINS" in os.environ:
         os.environ["VLLM_PLUGINS"] = plugin_names(os.environ["VLLM_PLUGINS"])
+    os.environ[RUN_BY] = str(os.getpid())
     handle, os.environ[REFUSAL_FILE] = tempfile.mkstemp(prefix="probewatch-")
     os.close(handle)
 

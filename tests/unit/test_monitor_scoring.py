@@ -149,12 +149,13 @@ def test_an_engine_of_ours_forgets_what_was_asked_before(monkeypatch: pytest.Mon
         monkeypatch.setenv(f"PROBEWATCH_{name}", value)
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     monkeypatch.setenv("VLLM_LOGGING_STREAM", "ext://sys.stdout")
-    for name in ("COLLECT", "REFUSAL_FILE"):  # to be undone with the rest
+    for name in ("COLLECT", "REFUSAL_FILE", "RUN_BY"):  # to be undone with the rest
         monkeypatch.setenv(f"PROBEWATCH_{name}", "")
     offline.configure({"COLLECT": "1,2"})
     try:
         asked = {name: value for name, value in os.environ.items() if name.startswith("PROBEWATCH_")}
         refusal = asked.pop("PROBEWATCH_REFUSAL_FILE")
+        assert asked.pop("PROBEWATCH_RUN_BY") == str(os.getpid())
         assert asked == {"PROBEWATCH_COLLECT": "1,2", "PROBEWATCH_SCORE_STORE_MIB": "7"}
         assert os.environ["VLLM_PLUGINS"] == "other,probewatch"
     finally:
