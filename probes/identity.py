@@ -123,6 +123,7 @@ def _model_id(model_dir: Path) -> str:
 
 def _json(path: Path) -> dict[str, object]:
     try:
+        _refuse_to_wait(path)
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -130,6 +131,12 @@ def _json(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BindingError(f"{path} holds a {type(value).__name__}, not an object; give a Hugging Face model")
     return value
+
+
+def _refuse_to_wait(path: Path) -> None:
+    """A pipe among the files of a folder that came from elsewhere would be waited for."""
+    if path.is_fifo():
+        raise OSError("a pipe")
 
 
 def _digest_json(value: object) -> str:
@@ -165,6 +172,7 @@ def _weights_digest(model_dir: Path) -> str | None:
     digest = hashlib.sha256()
     for path in files:
         try:
+            _refuse_to_wait(path)
             _add_file(digest, path)
         except OSError as error:
             reason = " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Model identity: what changes it, what does not, and who is refused."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,6 +138,10 @@ def test_a_digest_fits_a_binding(tmp_path: Path) -> None:
         (lambda folder: (folder / "adapter_config.json").write_text("{\n"), "unreadable"),
         (lambda folder: (folder / "more.safetensors").symlink_to("gone"), r"more\.safetensors is unreadable"),
         (lambda folder: (folder / "more.safetensors").mkdir(), r"more\.safetensors is unreadable"),
+        (
+            lambda folder: os.mkfifo(folder / "more.safetensors"),
+            r"more\.safetensors is unreadable \(a pipe\)",
+        ),
     ],
 )
 def test_a_folder_without_an_adapter_is_refused_in_one_line(
