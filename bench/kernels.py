@@ -12,9 +12,13 @@ from collections.abc import Callable
 import torch
 
 from bench.points import TapPoint
-from monitor.kernels.pack import Packer
-from monitor.kernels.score import plan, score
 from monitor.seam.tap import WIDEST_KERNEL, _tap
+
+try:
+    from monitor.kernels.pack import Packer
+    from monitor.kernels.score import plan, score
+except ImportError as error:
+    raise SystemExit(f"bench.kernels: {error}; run it where vLLM has a GPU") from None
 
 CALLS, REPLAYS = 20, 30
 
