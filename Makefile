@@ -49,7 +49,7 @@ deploy-check:  ## kustomize on deploy/kubernetes (needs kubectl, and no cluster)
 bench: setup  ## stock vLLM against monitored vLLM, alternating runs
 	@$(PYTHON_ENV)/python -m bench $(BENCH_ARGS)
 
-bench-full: setup  ## the same with one axis after the other varied (20 minutes for each of 8 parts; BENCH_ARGS="--parts steering")
+bench-full: setup  ## the same with one axis after the other varied (at most an hour for each of 8 parts; BENCH_ARGS="--parts steering")
 	@$(PYTHON_ENV)/python -m bench.full $(BENCH_ARGS)
 
 serving-bench: setup  ## real servers under vLLM's own open-loop client

@@ -3,8 +3,9 @@
 Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
 order that rotates; in one process they alternate every few steps. All engines are started several times, for where its
 memory happens to lie makes an engine some percent slower or faster as long as it lives: a start gives one figure, the
-median of its rounds. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is inside the
-measured time: taps, bookkeeping, accounting, verdicts, metrics.
+median of its rounds. Of a single start the rounds are compared. An interval takes six of either. Two arms are stock
+vLLM: their ratio is the noise floor. Everything the monitor does is inside the measured time: taps, bookkeeping,
+accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
 from bench.model import SHAPES, config_of, write_model
 from bench.peers import why_not
+from bench.ratios import Found
 from bench.report import publish
-from bench.rounds import joined, measure, middles
+from bench.rounds import measure
 from bench.running import (
     Running,
     engine_arguments,
@@ -73,7 +75,12 @@ def _up(one: Running) -> None:
 def main() -> int:
     """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--starts", type=int, default=8, help="of all engines")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=8,
+        help="of all engines; an interval takes 6 of them, or of the rounds of a single one",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="after each start")
     parser.add_argument("--minutes", type=float, default=33.0, help="stop after it, with what there is")
     parser.add_argument(
@@ -108,15 +115,15 @@ def main() -> int:
     args = parser.parse_args()
     tidy_when_terminated()
     until = time.monotonic() + 60 * args.minutes
-    parts = []
+    found: list[Found] = []
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(args.starts):
             with engines(args, args.folder or Path(temporary), first=number) as running:
-                parts.append(measure(running, args.loads, args.rounds, until))
+                found.append(measure(running, args.loads, args.rounds, until))
             if time.monotonic() > until:
                 print(f"out of time after {number + 1} of {args.starts} starts", flush=True)
                 break
-    publish(joined(parts if len(parts) == 1 else [middles(part) for part in parts]), args)
+    publish(found, args)
     return 0
 
 

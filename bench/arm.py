@@ -33,7 +33,7 @@ def _compiled() -> dict[str, float]:
 
 
 def main() -> None:
-    """Reads one JSON line of settings, then a JSON line a round; answers each with one JSON line."""
+    """Reads one JSON line of settings, then a JSON line a round or a turn; answers each with one JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM writes to standard output; the answers must stay alone on theirs
     job, own = json.loads(sys.stdin.readline()), psutil.Process()

@@ -1,7 +1,8 @@
 """``make bench-full``: one axis at a time, each beside its own noise floor: ``python -m bench.full``.
 
 Each part is a run of ``python -m bench``; a part has as many engines as fit into the memory of a small machine at
-once. Concurrency goes up to 256, prompts up to 8000 tokens (at most 4 of them at once).
+once. Concurrency goes up to 256, prompts up to 8000 tokens (at most 4 of them at once). Options that are not listed
+here go to ``python -m bench``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "peers": (["vllm-lens", "vllm-lens one layer"], _SHORT),
 }
 """Arms and loads of each axis."""
+STARTS = ("--starts", "6", "--rounds", "2")
+"""The fewest starts that have an interval."""
 
 
 def able(arms: Sequence[str]) -> list[str]:
@@ -47,7 +50,7 @@ def main() -> int:
     """Runs the parts and prints what each of them prints. Status 1 if any failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.full", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=20.0, help="for each part")
+    parser.add_argument("--minutes", type=float, default=60.0, help="for each part, at most")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="JSON and pictures")
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +67,7 @@ def main() -> int:
             "bench",
             "--minutes",
             str(args.minutes),
+            *STARTS,
             "--arms",
             *arms,
             "--loads",

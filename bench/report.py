@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +14,12 @@ from typing import Any
 import torch
 
 from bench.arms import AGAIN, STOCK
-from bench.ratios import MEASURES, Rounds, ratio
+from bench.ratios import MEASURES, Found, Rounds, pairs, ratio
 from bench.targets import verdicts
 from bench.workload import Workload
 from probes.estimate import Estimate
 
 DRAWN = ("tokens_per_second", "inter_token_seconds", "first_token_seconds")
-
-Found = dict[str, dict[str, list[dict[str, float]]]]
-"""Rounds by workload and arm."""
 
 
 def ratios(found: Found) -> dict[str, dict[str, dict[str, Estimate]]]:
@@ -36,12 +34,13 @@ def ratios(found: Found) -> dict[str, dict[str, dict[str, Estimate]]]:
     }
 
 
-def table(found: Found, loads: Sequence[Workload], device: str) -> str:
+def table(starts: Sequence[Found], loads: Sequence[Workload], device: str) -> str:
     """Markdown; the noise floor first, then what may be said of the targets."""
-    lines = []
+    found, lines = pairs(starts), []
     for load in loads:
         arms = found[load.name]
-        lines += [f"\n{load.name} tokens, {len(arms[STOCK])} pairs; stock: {_stock(arms[STOCK])}\n"]
+        compared = f"{len(starts)} starts" if len(starts) > 1 else f"{len(arms[STOCK])} rounds of one start"
+        lines += [f"\n{load.name} tokens, {compared}; stock: {_stock(arms[STOCK])}\n"]
         measures = [name for name in MEASURES if name in arms[STOCK][0]]
         lines += ["| ratio to stock | " + " | ".join(MEASURES[name] for name in measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]
@@ -55,14 +54,14 @@ def table(found: Found, loads: Sequence[Workload], device: str) -> str:
     return "\n".join(lines)
 
 
-def publish(found: Found, options: argparse.Namespace) -> None:
+def publish(starts: Sequence[Found], options: argparse.Namespace) -> None:
     """Prints the table of ``options.loads``, and writes what ``options.json`` and ``options.picture`` ask for."""
-    print(table(found, options.loads, device()))
+    print(table(starts, options.loads, device()))
     if options.json:
         settings = {name: str(value) for name, value in vars(options).items()}
-        write_json(options.json, found, options.loads, device(), settings)
+        write_json(options.json, starts, options.loads, device(), settings)
     if options.picture:
-        draw(options.picture, found)
+        draw(options.picture, pairs(starts))
 
 
 def _stock(rounds: Rounds) -> str:
@@ -90,20 +89,22 @@ def _version(distribution: str) -> str | None:
 
 
 def write_json(
-    path: Path, found: Found, loads: Sequence[Workload], device: str, settings: dict[str, Any]
+    path: Path, starts: Sequence[Found], loads: Sequence[Workload], device: str, settings: dict[str, Any]
 ) -> None:
-    """Every round, ratio and verdict."""
+    """Every round of every start, every ratio and verdict."""
+    found = pairs(starts)
     shown = {
         load: {arm: {name: _figures(one) for name, one in per.items()} for arm, per in arms.items()}
         for load, arms in ratios(found).items()
     }
     judged = {load.name: list(verdicts(device, load, found[load.name])) for load in loads}  # type: ignore[arg-type]
-    kept = {"machine": machine(), "settings": settings, "targets": judged, "ratios": shown, "rounds": found}
+    kept = {"machine": machine(), "settings": settings, "targets": judged, "ratios": shown, "starts": starts}
     path.write_text(json.dumps(kept, indent=1))
 
 
-def _figures(found: Estimate) -> dict[str, float]:
-    return {"median": found.value, "low": found.low, "high": found.high}
+def _figures(found: Estimate) -> dict[str, float | None]:
+    figures = zip(("median", "low", "high"), found, strict=True)
+    return {name: None if math.isnan(figure) else figure for name, figure in figures}
 
 
 def draw(path: Path, found: Found) -> None:

@@ -6,13 +6,12 @@ between them.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 
 from bench.arms import Arm
-from bench.report import Found
+from bench.ratios import Found
 
 Round = Generator[None, None, dict[str, float]]
 """Yields after each turn; returns what the whole round measured."""
@@ -57,25 +56,6 @@ def measure(running: Sequence[Contender[L]], loads: Sequence[L], rounds: int, un
             shown = ", ".join(f"{arm} {done[-1]['tokens_per_second']:.0f}" for arm, done in last.items())
             print(f"round {number + 1} of {rounds}: tokens/s {shown}", flush=True)
     return found
-
-
-def middles(found: Found) -> Found:
-    """Of each load and arm one result: the medians of its rounds."""
-    return {
-        load: {
-            arm: [{name: statistics.median(one[name] for one in done) for name in done[0]}]
-            for arm, done in arms.items()
-        }
-        for load, arms in found.items()
-    }
-
-
-def joined(parts: Sequence[Found]) -> Found:
-    """The results of all parts, one after the other."""
-    return {
-        load: {arm: [one for part in parts for one in part[load][arm]] for arm in arms}
-        for load, arms in parts[0].items()
-    }
 
 
 def in_turns(running: Sequence[Contender[L]], load: L, seed: int) -> dict[str, dict[str, float]]:

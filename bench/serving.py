@@ -201,7 +201,7 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as temporary, servers(args, Path(temporary)) as running:
         found = measure(running, args.loads, args.rounds, until)
-    publish(found, args)
+    publish([found], args)
     return 0
 
 

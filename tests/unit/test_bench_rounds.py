@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from bench.arms import Arm
-from bench.report import Found
-from bench.rounds import Round, in_turns, joined, measure, middles
+from bench.ratios import Found, pairs
+from bench.rounds import Round, in_turns, measure
 from bench.workload import Turns, Workload
 
 
@@ -56,7 +56,12 @@ def test_arms_alternate_turn_by_turn_and_one_that_has_ended_is_left_out() -> Non
 
 def test_a_clock_stands_still_while_others_have_their_turn() -> None:
     waits: list[float] = []
-    turns = Turns(2, lambda: (waits.append(turns.now()), time.sleep(0.05))[0])
+
+    def wait() -> None:
+        waits.append(turns.now())
+        time.sleep(0.05)
+
+    turns = Turns(2, wait)
     begun = turns.now()
     for _ in range(4):
         turns.step_done()
@@ -64,11 +69,10 @@ def test_a_clock_stands_still_while_others_have_their_turn() -> None:
     assert turns.now() - begun < 0.05
 
 
-def test_a_start_gives_the_medians_of_its_rounds() -> None:
+def test_of_several_starts_the_medians_are_compared_and_of_one_its_rounds() -> None:
     rates = [[1.0, 9.0, 2.0], [5.0]]
-    parts: list[Found] = [
+    starts: list[Found] = [
         {"load": {"a": [{"rate": rate, "cost": -rate} for rate in start]}} for start in rates
     ]
-    assert joined([middles(part) for part in parts]) == {
-        "load": {"a": [{"rate": 2.0, "cost": -2.0}, {"rate": 5.0, "cost": -5.0}]}
-    }
+    assert pairs(starts) == {"load": {"a": [{"rate": 2.0, "cost": -2.0}, {"rate": 5.0, "cost": -5.0}]}}
+    assert pairs(starts[:1]) == starts[0]

@@ -55,6 +55,30 @@ def test_a_target_is_met_only_where_a_larger_loss_is_excluded(
     assert found["stock against stock"].startswith("1.0" if null is None else f"{null[0]:.2f}")
 
 
+def test_of_five_pairs_nothing_can_be_said_and_the_table_says_so(tmp_path: Path) -> None:
+    arms = {arm: done[:5] for arm, done in planted(0.5).items()}
+    [found] = verdicts("cpu", LOAD, arms)  # type: ignore[arg-type]
+    assert found["verdict"] == "unresolved"
+    assert report.table([{LOAD.name: arms}], [LOAD], "cpu").count("(no interval)") == 8
+    report.write_json(tmp_path / "out.json", [{LOAD.name: arms}], [LOAD], "cpu", {})
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["ratios"][LOAD.name]["8 probes"]["tokens_per_second"] == {
+        "median": 0.5,
+        "low": None,
+        "high": None,
+    }
+    report.draw(tmp_path / "out.png", {LOAD.name: arms})
+
+
+def test_starts_are_compared_by_their_medians_and_every_round_is_kept(tmp_path: Path) -> None:
+    starts = [{LOAD.name: {arm: rounds([0.5 * f, f, 2 * f]) for arm in (STOCK, AGAIN)}} for f in QUIET[:6]]
+    shown = report.table(starts, [LOAD], "cpu")
+    assert "6 starts; stock: 1000 tokens/s" in shown
+    assert "| stock against stock (noise floor) | 1.0000 [1.0000, 1.0000]" in shown
+    report.write_json(tmp_path / "out.json", starts, [LOAD], "cpu", {})
+    assert json.loads((tmp_path / "out.json").read_text())["starts"] == starts
+
+
 def test_smaller_is_better_for_latencies() -> None:
     null = Estimate(1.0, 0.999, 1.001)
     target = Target("cuda", "8 probes", "inter_token_seconds", 1.003)
@@ -86,12 +110,13 @@ def test_every_target_speaks_of_an_arm_and_of_its_loads_only() -> None:
 
 def test_the_report_prints_the_null_first_and_the_verdict(tmp_path: Path) -> None:
     found = {LOAD.name: planted(0.02)}
-    shown = report.table(found, [LOAD], "cpu")
+    shown = report.table([found], [LOAD], "cpu")
+    assert "8 rounds of one start" in shown
     lines = [line for line in shown.splitlines() if line.startswith("| ")]
     assert lines[1].startswith("| stock against stock (noise floor) | 1.0")
     assert lines[2].startswith("| 8 probes | 0.98")
     assert lines[-1].endswith("| missed |")
-    report.write_json(tmp_path / "out.json", found, [LOAD], "cpu", {})
+    report.write_json(tmp_path / "out.json", [found], [LOAD], "cpu", {})
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept["targets"][LOAD.name][0]["verdict"] == "missed"
     assert kept["ratios"][LOAD.name][AGAIN]["tokens_per_second"]["median"] == pytest.approx(1.0, abs=1e-3)
@@ -100,8 +125,8 @@ def test_the_report_prints_the_null_first_and_the_verdict(tmp_path: Path) -> Non
 
 
 def test_the_median_ratio_is_of_pairs() -> None:
-    stock = [{"x": 1.0}, {"x": 10.0}, {"x": 100.0}]
-    arm = [{"x": 2.0}, {"x": 20.0}, {"x": 200.0}]
+    stock = [{"x": 10.0**i} for i in range(6)]
+    arm = [{"x": 2 * one["x"]} for one in stock]
     assert ratio(arm, stock, "x") == Estimate(2.0, 2.0, 2.0)
 
 
