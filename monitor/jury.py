@@ -102,9 +102,10 @@ def _verdicts(bench: _Bench, own: FloatArray, first: int) -> dict[str, ProbeVerd
     scores = _statistics(bench, own.astype(np.float64))
     flagged = scores > bench.thresholds
     peaks = own.argmax(axis=0) + first
-    columns = [one.tolist() for one in (scores, bench.thresholds, flagged, peaks)]
-    complete, counted = repeat(False), repeat(len(own))
-    rows = zip(*columns[:3], complete, columns[3], counted, strict=False)  # in the order of ``ProbeVerdict``
+    score, threshold, crossed, peak = (one.tolist() for one in (scores, bench.thresholds, flagged, peaks))
+    unscored, counted = repeat(False), repeat(len(own))
+    # In the order of its fields: by name it takes more than twice as long.
+    rows = zip(score, threshold, crossed, unscored, peak, counted, strict=False)
     return dict(zip(bench.names, map(ProbeVerdict._make, rows), strict=True))
 
 

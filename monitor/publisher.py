@@ -22,7 +22,7 @@ class Publisher:
         self._announce(bank)
 
     def change(self, before: ProbeBank, after: ProbeBank) -> None:
-        """The probes of a bank are those of another from now on."""
+        """From now on the probes of ``after`` are attached, and those that ``before`` alone has are not."""
         stays = set(after.contents)
         for seat, content in zip(before.seats, before.contents, strict=True):
             if content not in stays:
