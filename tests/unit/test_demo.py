@@ -491,7 +491,30 @@ def test_processes_of_the_server_sleep_where_vllm_spins() -> None:
             [sys.executable, "-c", "import os; print(os.sched_yield.__module__)"],
             env=found, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert said.stdout.strip() == "sitecustomize"
+        assert (said.stdout.strip(), said.stderr) == ("sitecustomize", "")
+
+
+def test_a_users_own_sitecustomize_is_read_behind_ours(tmp_path: Path) -> None:
+    own = tmp_path / "my own"
+    own.mkdir()
+    (own / "sitecustomize.py").write_text("import os\nos.environ['READ'] = __file__\n")
+    code = "import os, sitecustomize as s; print(os.sched_yield.__name__, os.environ.get('READ'), s.__file__)"
+    for user in (str(own), f"{os.pathsep}{own}", f"{patience.PATIENT}{os.pathsep}{own}{os.pathsep}{own}"):
+        said = subprocess.run(
+            [sys.executable, "-c", code],
+            env=patience.patient({"PYTHONPATH": user}), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert (said.stdout.strip(), said.stderr) == (
+            f"pause {own}/sitecustomize.py {own}/sitecustomize.py",
+            "",
+        )
+    (own / "sitecustomize.py").write_text("raise ValueError('mine')")
+    said = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.sched_yield.__name__)"],
+        env=patience.patient({"PYTHONPATH": str(own)}), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.strip() == "pause"
+    assert "ValueError: mine" in said.stderr  # as Python tells it without us
 
 
 def test_a_port_in_use_is_refused_at_once() -> None:
