@@ -11,7 +11,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as MetricFamily
@@ -32,14 +32,14 @@ class Metrics:
     def __init__(self, model_name: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._base = (model_name, engine)
         self.engine = engine
-        page = _page(registry)
-        self._metrics = page.collectors
+        self._page = _page(registry)
+        self._metrics = self._page.collectors
         self._children: dict[tuple[str, ...], Collector] = {}
         self._actions: dict[str, set[str]] = {}
         """That each attached probe has, or had."""
         # With several API servers, another process may read the counters at any time.
-        self._tally = Tally(self.inc, "PROMETHEUS_MULTIPROC_DIR" in os.environ, page.applying)
-        page.tallies.add(self._tally)
+        self._tally = Tally(self.inc, "PROMETHEUS_MULTIPROC_DIR" in os.environ, self._page.applying)
+        self._page.tallies.append(self._tally)
         for stage in ERROR_STAGES:
             self.child("probewatch_errors_total", stage)
         for phase in PHASES:
@@ -82,8 +82,8 @@ class Metrics:
         return self._tally.together()
 
     def flush(self) -> None:
-        """What ``inc_all`` has added is there for every reader."""
-        self._tally.flush()
+        """What ``inc_all`` has added is there for every reader; of all engines, since two of a name share counters."""
+        self._page.flush()
 
     def set(self, name: str, *labels: str, to: float) -> None:
         """Sets a gauge."""
@@ -186,7 +186,8 @@ class _Page:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.collectors = {name: _collector(name) for name in CATALOGUE}
-        self.tallies: WeakSet[Tally] = WeakSet()
+        self.tallies: list[Tally] = []
+        """Those of engines that are gone, too: what they counted may still wait for the first reader."""
         self.applying = threading.RLock()
         registry.register(self)
 
@@ -194,11 +195,15 @@ class _Page:
         """For the registry: the names, without samples."""
         return [family for one in self.collectors.values() for family in one.describe()]
 
+    def flush(self) -> None:
+        """What waits reaches its counters."""
+        for tally in list(self.tallies):
+            tally.flush()
+
     def collect(self) -> list[MetricFamily]:
         """For the registry."""
         with self.applying:
-            for tally in list(self.tallies):
-                tally.flush()
+            self.flush()
             return [family for one in self.collectors.values() for family in one.collect()]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Labels = tuple[str, ...]
+MANY = 64
+"""Groups of children that wait by themselves. Each change of the probes brings its own; with nobody who reads, they
+would be ever more."""
 
 
 class Tally:
@@ -27,7 +30,7 @@ class Tally:
         self._lock = threading.RLock()
         self._pending: dict[tuple[str, int], list[Any]] = {}
         """(counter, identity of the labels) -> [labels of each child, sum]"""
-        self._single: Counter[tuple[str, Labels]] = Counter()
+        self._single: defaultdict[tuple[str, Labels], float] = defaultdict(float)
         self._together = 0
 
     @contextlib.contextmanager
@@ -48,6 +51,8 @@ class Tally:
         with self._lock:
             held = self._pending.setdefault((name, id(children)), [children, 0])
             held[1] += by
+            if len(self._pending) > MANY:
+                self._spread()
         self._flush_where_others_read()
 
     def add_each(self, name: str, children: Iterable[Labels], by: int = 1) -> None:
@@ -59,6 +64,12 @@ class Tally:
                 self._single[name, labels] += by
         self._flush_where_others_read()
 
+    def _spread(self) -> None:
+        for (name, _), (children, by) in self._pending.items():
+            for labels in children:
+                self._single[name, labels] += by
+        self._pending.clear()
+
     def _flush_where_others_read(self) -> None:
         if self._at_once and not self._together:
             self.flush()
@@ -68,7 +79,7 @@ class Tally:
         with self._applying:
             with self._lock:
                 pending, self._pending = self._pending, {}
-                single, self._single = self._single, Counter()
+                single, self._single = self._single, defaultdict(float)
             for (name, labels), by in single.items():
                 self._apply(name, *labels, by=by)
             for (name, _), (children, by) in pending.items():

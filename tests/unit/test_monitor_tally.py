@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from monitor.events import FloatArray
 from monitor.frontend import Arrival, Frontend, Running
 from monitor.metrics import Metrics
-from monitor.tally import Tally
+from monitor.tally import MANY, Tally
 from tests.unit.monitor_fakes import alerting, column, make_frontend
 
 NAME = "probewatch_tokens_seen_total"
@@ -57,6 +58,40 @@ def test_what_arrives_waits_for_a_reader_and_is_added_up() -> None:
     assert seen == [("x", "a", 6)]
     tally.flush()
     assert len(seen) == 1
+
+
+def test_what_an_engine_counted_before_it_was_dropped_is_scraped() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", "0", registry)
+    metrics.inc_all(NAME, [("prompt",)], by=7)
+    metrics.inc_each(SCORED, [("lie", "prompt")], 7)
+    del metrics
+    gc.collect()
+    assert totals(generate_latest(registry).decode()) == (7, 7)
+    assert totals(generate_latest(registry).decode()) == (7, 7)
+
+
+def test_two_engines_of_one_name_count_in_one_place() -> None:
+    """One started after the other in the same process, as a script does."""
+    registry = CollectorRegistry()
+    first, second = Metrics("m", "0", registry), Metrics("m", "0", registry)
+    first.inc_all(NAME, [("prompt",)], by=2)
+    second.inc_all(NAME, [("prompt",)], by=3)
+    assert second.total(NAME) == first.total(NAME) == 5
+
+
+def test_what_waits_for_a_reader_who_never_comes_has_a_bound() -> None:
+    """Each change of the probes brings lists of labels of its own."""
+    tally = Tally(lambda name, *labels, by: added.append((name, *labels, by)), at_once=False)
+    added: list[Any] = []
+    for _ in range(10 * MANY):
+        tally.add("x", [("a",), ("b",)], 1)
+        tally.add_each("x", [("b",)])
+        assert len(tally._pending) <= MANY
+    tally.flush()
+    assert len(added) < 3 * MANY
+    found = {label: sum(by for _, name, by in added if name == label) for label in "ab"}
+    assert found == {"a": 10 * MANY, "b": 20 * MANY}
 
 
 def test_single_increments_are_counted_by_their_labels() -> None:
