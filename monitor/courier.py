@@ -47,8 +47,9 @@ class Courier(Generic[Raw, Ready]):
 
     ``deliver`` returns how many were not taken. ``upkeep`` is called after each batch, and after ``IDLE_SECONDS``
     without one; ``end`` when the last is done. All run on the thread, and all but ``end`` may raise anything: what it
-    costs is counted. A strange item is logged once, a sink that fails once until a batch arrives again. ``done``: the
-    outcome that ``probewatch_evidence_total`` shows for what arrived.
+    costs is counted. A strange item is logged once, a sink that fails once until a batch arrives again, and upkeep that
+    fails, which costs no item, once until it succeeds. ``done``: the outcome that ``probewatch_evidence_total`` shows
+    for what arrived.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Courier(Generic[Raw, Ready]):
         self._counting = threading.Lock()
         self._failing = False
         self._met_a_strange_one = False
+        self._neglected = False
         self.lost = 0
         """Items that never arrived, since the start."""
 
@@ -112,11 +114,23 @@ class Courier(Generic[Raw, Ready]):
             self._under_way = self._backlog.take(self._batch_items, IDLE_SECONDS)
             if self._under_way:
                 self._handle(self._under_way)
-            try:
-                self._upkeep()
-            except Exception as error:
-                self._complain(error)
+            self._keep_up()
         self._end()
+
+    def _keep_up(self) -> None:
+        try:
+            self._upkeep()
+            self._neglected = False
+        except Exception as error:
+            if self._neglected or self._failing:
+                return  # told already
+            self._neglected = True
+            logger.error(
+                "probewatch: upkeep of %s fails (%s: %s); it loses no record by that",
+                self._sink,
+                type(error).__name__,
+                error,
+            )
 
     def _handle(self, batch: Sequence[Waiting[Raw]]) -> None:
         ready: list[Ready] = []
@@ -125,7 +139,7 @@ class Courier(Generic[Raw, Ready]):
             try:
                 ready.append(self._prepare(waiting.item))
                 told.append(waiting)
-            except Exception:
+            except BaseException:  # a panic in the Rust of a tokenizer is no Exception
                 if not self._met_a_strange_one:
                     logger.exception(
                         "probewatch: %s cannot take a record; probewatch_evidence_total counts them",

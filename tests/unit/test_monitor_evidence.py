@@ -322,6 +322,41 @@ def test_a_batch_that_a_hanging_disk_holds_at_the_end_is_counted_once(
     assert kept.counts() == (0, 2, 0)
 
 
+class Panic(BaseException):
+    """As a tokenizer written in Rust raises."""
+
+
+def test_a_tokenizer_that_panics_costs_its_record_alone(keep: Keep) -> None:
+    def decode(ids: list[int]) -> str:
+        if len(ids) > 2:
+            raise Panic
+        return "said"
+
+    kept = keep(text=Text(decode, str))
+    finish(kept.frontend, "cmpl-1", 1.0, 1.0, 1.0, 1.0)
+    finish(kept.frontend, "cmpl-2", 1.0)
+    kept.wait(1, 0, 1)
+
+
+def test_upkeep_that_fails_is_told_once_and_not_as_a_loss(
+    keep: Keep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = keep()
+
+    def refuse(now: float) -> None:
+        raise EvidenceError("it is in use")
+
+    monkeypatch.setattr(kept.file, "trim", refuse)
+    for done in (1, 2, 3):
+        finish(kept.frontend, f"cmpl-{done}", 1.0)
+        kept.wait(done, 0, 0)
+    kept.store.close()
+    told = [line.getMessage() for line in caplog.records if line.name == "probewatch"]
+    assert told == [
+        "probewatch: upkeep of sqlite fails (EvidenceError: it is in use); it loses no record by that"
+    ]
+
+
 def test_engines_that_come_later_are_heard_too(path: Path) -> None:
     registry, recent = CollectorRegistry(), RecentRecords(1024)
     bank = make_bank(alerting(threshold=2.5))
