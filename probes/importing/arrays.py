@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -88,14 +89,21 @@ def frombuffer(data: object, dtype: object, shape: Sequence[int], order: str) ->
     """The array in `data`; `ValueError` where it is not exactly of that shape."""
     if not isinstance(data, bytes | bytearray):
         raise ValueError(f"the bytes of an array are a {type(data).__name__}")
-    flat = np.frombuffer(bytes(data), numbers(dtype))
+    flat = _flat(bytes(data), dtype)
     return flat.reshape(sizes(shape), order="F" if order == "F" else "C")
+
+
+def _flat(data: bytes, dtype: object) -> NDArray[Any]:
+    flat = np.frombuffer(data, numbers(dtype))
+    if flat.dtype.kind == "U" and (flat.view(f"{flat.dtype.byteorder}u4") > sys.maxunicode).any():
+        raise ValueError("an array of text that is none")
+    return flat
 
 
 def scalar(dtype: DType, data: bytes | str = b"") -> float | str:
     """A numpy scalar."""
     raw = data.encode("latin1") if isinstance(data, str) else data
-    found = np.frombuffer(raw, numbers(dtype))[0]
+    found = _flat(raw, dtype)[0]
     return str(found) if found.dtype.kind == "U" else float(found)
 
 

@@ -181,11 +181,11 @@ def test_what_no_check_foresaw_ends_at_the_limits_of_the_process() -> None:
     assert before == [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
 
 
-@pytest.mark.parametrize("code", [b"\x1b\0\0\0", b"\xfa\xfa\0\0", b"\0\xd8\0\0"])
+@pytest.mark.parametrize("code", [b"\x1b\0\0\0", b"\xfa\xfa\0\0", b"\0\xd8\0\0", 4 * b"\xff"])
 def test_names_of_classes_drive_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], code: bytes
 ) -> None:
-    """An escape, no character at all, and half of one."""
+    """An escape, no character at all, half of one, and a number beyond them all."""
     data = (FOREIGN / "words.joblib").read_bytes()
     honest = "honest".encode("utf-32-le")
     assert honest in data
