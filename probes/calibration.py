@@ -71,8 +71,13 @@ def thresholds_at(benign: ArrayLike, strata: Sequence[str], fpr: float) -> dict[
     The highest is never below that of all scores together: at or below it lie k_s >= (n_s + 1)(1 - a) of each
     stratum, so at least k of them all. `CalibrationError` that names the strata too small for `fpr`.
     """
-    scores, names = np.asarray(benign, np.float64), np.asarray(strata)
-    needed, sizes = required_n(fpr), Counter(strata)
+    scores, needed = np.asarray(benign, np.float64), required_n(fpr)
+    if len(strata) != len(scores):
+        raise CalibrationError(f"{len(strata)} strata for {len(scores)} benign scores; give one for each")
+    places: dict[str, list[int]] = {name: [] for name in sorted(set(strata))}
+    for place, name in enumerate(strata):  # not as text of numpy's, which loses a NUL at its end
+        places[name].append(place)
+    sizes = Counter(strata)
     small = sorted((n, name) for name, n in sizes.items() if n < needed)
     if small:
         told = ", ".join(f"{name!r} has {n}" for n, name in small[:TOLD])
@@ -81,7 +86,7 @@ def thresholds_at(benign: ArrayLike, strata: Sequence[str], fpr: float) -> dict[
             f"{len(small)} of {len(sizes)} strata cannot support an FPR of {fpr:g}, which needs {needed} in each: "
             f"{told}{more}; give more of them, or one value to several"
         )
-    found = {name: threshold_at(scores[names == name], fpr) for name in sorted(sizes)}
+    found = {name: threshold_at(scores[own], fpr) for name, own in places.items()}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -20,6 +20,8 @@ SHOWN: Final = 12
 """Strata in the terminal, the hardest first."""
 KEPT: Final = 100
 """Strata in the manifest, the hardest first."""
+LONGEST: Final = 200
+"""Characters of a field or a stratum."""
 DOUBT: Final = 0.025
 """A realised rate with a lower chance than this is told as a warning; shared among the strata that are looked at."""
 
@@ -30,19 +32,32 @@ def names(rows: Sequence[Conversation | Finished], field: str, where: str) -> tu
     Those without a value are a stratum of their own. `DatasetInvalid` where none has one, and where a value is no
     word or number.
     """
+    if not _is_word(field):
+        raise DatasetInvalid(
+            f"--by {field[:40]!r} is no name of a field; give 1 to {LONGEST} printable characters"
+        )
     values = [_value(row, field) for row in rows]
     if all(value is None for value in values):
-        have = [name for name in _fields(rows[0]) if all(isinstance(_value(row, name), str) for row in rows)]
-        others = f", or give --by one of {', '.join(have)}" if have else ""
+        fit = [name for name in _fields(rows[0]) if _is_word(name)]
+        have = [name for name in fit if all(isinstance(_value(row, name), str) for row in rows)]
+        others = f", or give --by one of {', '.join(have[:SHOWN])}" if have else ""
         raise DatasetInvalid(f"{where}: no line has the field {field!r}; add it to each{others}")
     for row, value in zip(rows, values, strict=True):
-        fits = isinstance(value, str | int | float | None) and str(value).isprintable()
-        if not fits or not 0 < len(str(value)) <= 200:
+        if value is not None and not _is_word(value):
             raise DatasetInvalid(
-                f"{where}: {field!r} of {row.id!r} is not a word or number of at most 200 characters; mend it, or "
-                "give --by another field"
+                f"{where}: {field!r} of {row.id!r} is not a word or number of at most {LONGEST} characters; mend it, "
+                "or give --by another field"
             )
-    return tuple(f"without {field}" if value is None else str(value) for value in values)
+    return tuple(f"without {field}" if value is None else _shown(value) for value in values)
+
+
+def _is_word(value: object) -> bool:
+    shown = str(value) if isinstance(value, str | int | float) else ""
+    return 0 < len(shown) <= LONGEST and shown.isprintable()
+
+
+def _shown(value: object) -> str:
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)  # JSON knows one 1
 
 
 def _value(row: Conversation | Finished, field: str) -> object:

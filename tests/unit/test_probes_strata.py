@@ -153,6 +153,26 @@ def test_strata_are_named_by_any_field_and_those_without_are_one() -> None:
     chats = [chat(0, condition="plain", tier=2), chat(1, tier=3), chat(2, condition="audited", tier=2)]
     assert strata.names(chats, "condition", "f") == ("plain", "without condition", "audited")
     assert strata.names(chats, "tier", "f") == ("2", "3", "2")
+    assert strata.names([chat(0, tier=2), chat(1, tier=2.0), chat(2, tier=2.5)], "tier", "f") == (
+        "2",
+        "2",
+        "2.5",
+    )
+
+
+def test_a_refusal_names_a_few_fields_that_can_be_named() -> None:
+    fields = {"a\nb": "x", "y" * 201: "x", **{f"f{i}": "x" for i in range(100)}}
+    with pytest.raises(probes.DatasetInvalid, match=r"one of f0, f1, .*, f11$") as caught:
+        strata.names([chat(0, **fields)], "absent", "f")
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_differ_in_what_numpy_drops_are_two_strata() -> None:
+    parts = ["a"] * 60 + ["a\0"] * 60
+    assert calibration.thresholds_at(np.arange(120.0), parts, FPR) == {"a\0": 119.0, "a": 59.0}
+    for wrong in (parts[:60], [*parts, "a"]):
+        with pytest.raises(probes.CalibrationError, match=f"{len(wrong)} strata for 120 benign scores"):
+            calibration.thresholds_at(np.arange(120.0), wrong, FPR)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +183,9 @@ def test_strata_are_named_by_any_field_and_those_without_are_one() -> None:
             "f: no line has the field 'conditon'; add it to each, or give --by one of family, hostile$",
         ),
         ("prompt", "no line has the field 'prompt'"),  # a property, not a field
+        ("a\nb", r"--by 'a\\nb' is no name of a field"),
+        ("", "--by '' is no name of a field"),
+        ("x" * 201, "1 to 200 printable characters$"),
         ("contrasts", "'contrasts' of 'c0' is not a word or number"),
         ("messages", "'messages' of 'c0' is not a word or number"),
         ("hostile", "'hostile' of 'c1' is not a word"),
