@@ -76,6 +76,23 @@ def limited() -> Iterator[None]:
             resource.setrlimit(kind, limits)
 
 
+@contextmanager
+def mapped(path: Path) -> Iterator[None]:
+    """Inside `limited`: room to map a file, which takes no memory: torch maps what safetensors has mapped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        yield
+        return
+    wider = soft + 2 * path.stat().st_size
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_AS, (wider if hard == resource.RLIM_INFINITY else min(wider, hard), hard)
+        )
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def read_json(path: Path, limit: int = 1 << 20) -> dict[str, object]:
     """The JSON object in a file."""
     try:

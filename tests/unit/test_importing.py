@@ -1,6 +1,7 @@
 """Other projects' probes: what our artifact computes is what they compute, at the tensor that they read."""
 
 import json
+import os
 import pickle
 import sys
 import types
@@ -351,6 +352,11 @@ def test_models_under_pressure_through_the_norm_of_the_model(
     normed = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6) * gain
     assert np.allclose(probe.score_tokens(rows(x)), score(normed), atol=1e-3)
     capsys.readouterr()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes((model / "config.json").read_bytes())
+    os.mkfifo(tmp_path / "model" / "model.safetensors")
+    status, told = refused(tmp_path, capsys, file, "--layers", "3", "--model", str(tmp_path / "model"))
+    assert (status, "model.safetensors is not a regular file" in told) == (1, True)
     file.write_bytes(under_pressure(len(gain), "maximum", monkeypatch)[0])
     status, told = refused(tmp_path, capsys, file, "--layers", "3", "--model", str(model))
     assert status == 1

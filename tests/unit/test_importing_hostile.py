@@ -181,6 +181,27 @@ def test_what_no_check_foresaw_ends_at_the_limits_of_the_process() -> None:
     assert before == [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
 
 
+def test_a_large_autoencoder_is_mapped_beyond_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 GiB, of which a few columns are read; the file has a hole instead of its decoder."""
+    (tmp_path / "sae").mkdir()
+    for file in (FOREIGN / "sae_standard").iterdir():
+        (tmp_path / "sae" / file.name).write_bytes(file.read_bytes())
+    weights, decoder = tmp_path / "sae" / "sae_weights.safetensors", 12 << 30
+    data = weights.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    body = data[8 + length :]
+    offsets = [len(body), len(body) + decoder]
+    more = {"W_large": {"dtype": "U8", "shape": [decoder], "data_offsets": offsets}}
+    head = json.dumps(json.loads(data[8 : 8 + length]) | more).encode()
+    head += b" " * (-len(head) % 8)
+    weights.write_bytes(struct.pack("<Q", len(head)) + head + body)
+    os.truncate(weights, 8 + len(head) + len(body) + decoder)
+    sae = ["import", str(tmp_path / "sae"), "--features", "1", "-o", str(tmp_path / "o")]
+    assert cli.main(sae) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [b"\x1b\0\0\0", b"\xfa\xfa\0\0", b"\0\xd8\0\0", 4 * b"\xff"])
 def test_names_of_classes_drive_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], code: bytes

@@ -97,10 +97,11 @@ def _norm(model: Path, layer: int) -> tuple[Floats, float]:
         )
     name = _GAIN.format(layer)
     for path in sorted(model.glob("*.safetensors")):
+        bounded.check_regular(path)
         try:
-            with safe_open(path, framework="pt") as file:
+            with bounded.mapped(path), safe_open(path, framework="pt") as file:
                 if name in file.keys():  # noqa: SIM118  no mapping
                     return floats(file.get_tensor(name), name) + offset, epsilon
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError) as error:
             raise BindingError(f"{path} cannot be read ({bounded.one_line(error)}); fetch it again") from None
     raise BindingError(f"{model} has no tensor {name}; correct --layers, or give the model's folder")

@@ -99,7 +99,7 @@ def _selected(path: Path, features: list[int], subtracts: bool) -> tuple[Floats,
     """encoder [d, F], encoder bias [F] with the decoder's folded in, threshold [F]; only those columns are read."""
     bounded.check_regular(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with bounded.mapped(path), safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if not {"W_enc", "b_enc", "b_dec"} <= names:
                 raise TensorInvalid(f"{path} has no W_enc, b_enc and b_dec; fetch the file again")
@@ -114,7 +114,7 @@ def _selected(path: Path, features: list[int], subtracts: bool) -> tuple[Floats,
             threshold = np.zeros(len(features))
             if "threshold" in names:
                 threshold = floats(file.get_tensor("threshold")[features], "threshold")
-    except (SafetensorError, OSError, ValueError, IndexError, RuntimeError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, IndexError, RuntimeError, TypeError, MemoryError) as error:
         raise MalformedArtifact(
             f"{path} cannot be read ({bounded.one_line(error)}); fetch it again"
         ) from None
