@@ -115,9 +115,14 @@ def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float,
 
 
 def quantiles(benign: ArrayLike, steps: int = 100) -> Quantiles:
-    """The empirical quantile function at 0, 1/steps, ..., 1."""
+    """The empirical quantile function at 0, 1/steps, ..., 1. `CalibrationError` where float64 cannot span them."""
     grid = np.linspace(0.0, 1.0, steps + 1)
-    values = np.maximum.accumulate(np.quantile(np.asarray(benign, np.float64), grid))
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.maximum.accumulate(np.quantile(np.asarray(benign, np.float64), grid))
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"benign scores from {np.min(benign):g} to {np.max(benign):g} lie too far apart; mend the probe"
+        )
     return Quantiles(probabilities=tuple(grid.tolist()), values=tuple(values.tolist()))
 
 

@@ -267,6 +267,18 @@ def test_options_that_cannot_be_meant_are_refused_at_once(
     assert capsys.readouterr().err.startswith(f"error: {option} ")
 
 
+def test_scores_that_lie_too_far_apart_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = testing.write_artifact(tmp_path / "p.safetensors")
+    probe = probes.load(artifact)
+    rows = [Finished(id=f"c{i}", score=1e308 * (-1) ** i, tokens=1) for i in range(100)]
+    head = Header(probe=probe.manifest.name, statistic_digest=probe.manifest.statistic_digest, model="m")
+    recorded.write(tmp_path / "r", head, rows)
+    assert run("calibrate", artifact, "--benign", tmp_path / "r", "--fpr", 0.1, "-o", tmp_path / "out") == 1
+    assert capsys.readouterr().err.startswith("error: benign scores from -1e+308 to 1e+308 lie too far apart")
+
+
 def test_a_full_disk_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
