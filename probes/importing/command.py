@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -29,11 +30,12 @@ def import_file(options: argparse.Namespace) -> int:
         positive_class=options.positive_class,
         model=options.model,
     )
-    with bounded.limited():
-        form = options.format or detect(request)
-        foreign = FORMATS[form](request)
-    model = None if options.model is None else model_identity(options.model)
-    probe = convert(foreign, request, options.name or _name(options.out), model)
+    with warnings.catch_warnings(action="ignore"):  # numpy's and torch's, of numbers that are then refused
+        with bounded.limited():
+            form = options.format or detect(request)
+            foreign = FORMATS[form](request)
+        model = None if options.model is None else model_identity(options.model)
+        probe = convert(foreign, request, options.name or _name(options.out), model)
     written = _written(options.out, lambda: probe.save(options.out))
     for note in foreign.notes:
         print(f"warning: {note}", file=sys.stderr)

@@ -181,6 +181,17 @@ def test_what_no_check_foresaw_ends_at_the_limits_of_the_process() -> None:
     assert before == [resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("weight", "scale"), [(1e300, 1e-300), (1e300, 1.0), (1.0, 1e300), (5e-324, 1e-300)])
+def test_numbers_beyond_float32_are_one_line_or_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], weight: float, scale: float
+) -> None:
+    file, out = tmp_path / "f.npz", tmp_path / "o.safetensors"
+    np.savez(file, weight=np.full(4, weight), bias=np.zeros(1), scale=np.full(4, scale), mean=np.ones(4))
+    status, said = cli.main(["import", str(file), "-o", str(out), *FLAGS]), capsys.readouterr().err
+    assert (status, out.exists(), said.count("\n")) in [(0, True, 0), (1, False, 1)]
+
+
 def test_a_large_autoencoder_is_mapped_beyond_the_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
