@@ -78,10 +78,10 @@ def main() -> int:
     parser.add_argument(
         "--starts",
         type=int,
-        default=8,
+        default=6,
         help="of all engines; an interval takes 6 of them, or of the rounds of a single one",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="after each start")
+    parser.add_argument("--rounds", type=int, default=3, help="after each start")
     parser.add_argument("--minutes", type=float, default=33.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",
@@ -102,10 +102,10 @@ def main() -> int:
     parser.add_argument(
         "--processes",
         type=int,
-        default=1,
+        default=2,
         choices=(1, 2),
-        help="1: front end and engine in one, so that nothing is hidden behind a step, and arms alternate every "
-        f"{TURN_STEPS} steps; 2: as a server has them, and arms alternate round by round",
+        help="2: front end and engine apart, as in a server, and arms alternate round by round; 1: together, so "
+        f"that nothing is hidden behind a step, and arms alternate every {TURN_STEPS} steps",
     )
     parser.add_argument("--together", action="store_true", help="start all engines at once")
     parser.add_argument("--folder", type=Path, help="keep model and artifacts here")
