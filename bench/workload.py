@@ -36,8 +36,8 @@ class Workload:
 class Turns:
     """A clock that stands still while others have their turn."""
 
-    def __init__(self, steps: int, wait: Callable[[], None]) -> None:
-        """``wait`` is called after each ``steps`` steps, and returns when it is our turn again; 0: never."""
+    def __init__(self, steps: int = 0, wait: Callable[[], None] | None = None) -> None:
+        """``wait`` is called after each ``steps`` steps and returns when it is our turn again; None: nobody waits."""
         self._steps, self._wait = steps, wait
         self._done, self._waited = 0, 0.0
 
@@ -48,17 +48,21 @@ class Turns:
     def step_done(self) -> None:
         """After each step."""
         self._done += 1
-        if self._steps and self._done % self._steps == 0:
+        if self._wait and self._steps and self._done % self._steps == 0:
             begun = time.perf_counter()
             self._wait()
             self._waited += time.perf_counter() - begun
 
 
-def run(llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None, turns: Turns) -> dict[str, float]:
+def run(
+    llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None, turns: Turns | None = None
+) -> dict[str, float]:
     """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens.
 
-    ``wish``: what each request asks for; ``{scale}`` in it becomes a number of its own.
+    ``wish``: what each request asks for; ``{scale}`` in it becomes a number of its own. ``turns``: None where nobody
+    else has one.
     """
+    turns = turns or Turns()
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
