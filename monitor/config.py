@@ -13,6 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from monitor.errors import ConfigurationError
+from monitor.lifetime import RUN_BY
+from monitor.refusal import REFUSAL_FILE, REQUIRE_ENDPOINT
 
 PREFIX = "PROBEWATCH_"
 
@@ -158,11 +160,12 @@ def _printable(name: str, value: object) -> str:
     return repr(site_of(str(value))) if name.endswith("_URL") else repr(value)
 
 
-_INTERNAL = ("CONFIG", "REQUIRE_ENDPOINT", "REFUSAL_FILE")
+_INTERNAL = {f"{PREFIX}CONFIG", REQUIRE_ENDPOINT, REFUSAL_FILE, RUN_BY}
 
 
 def _refuse_unknown_variables() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + name for name in _INTERNAL}
+    settings = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = settings | _INTERNAL
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:
             raise ConfigurationError(f"{name} is no setting; known: {', '.join(sorted(known))}")

@@ -10,6 +10,8 @@ import yaml
 
 from monitor.config import Settings, load_settings
 from monitor.errors import ConfigurationError
+from monitor.lifetime import RUN_BY
+from monitor.seam import offline
 
 
 @pytest.fixture(autouse=True)
@@ -284,3 +286,10 @@ def test_settings_cannot_be_changed_after_the_start() -> None:
     found = load_settings()
     with pytest.raises(ValueError):
         found.expose = "scores"  # type: ignore[misc]
+
+
+def test_what_the_offline_commands_set_for_their_engine_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    offline.configure({"PROBES": "/a/x.safetensors"})
+    assert os.environ[RUN_BY] == str(os.getpid())
+    assert load_settings().probes == (Path("/a/x.safetensors"),)
