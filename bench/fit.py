@@ -18,6 +18,7 @@ from monitor.shape import Shape
 TAPS = ("launch_seconds", "tap_flops", "tap_bytes")
 """What a device takes for taps."""
 Floats = npt.NDArray[np.float64]
+Three = tuple[float, float, float]
 _START = {
     "step_seconds": 1e-4,
     "flops": 1e11,
@@ -45,7 +46,7 @@ def _fit(
         return replace(device, **values)  # type: ignore[arg-type]
 
     def misses(logarithms: Floats) -> Floats:
-        return np.log(predict(with_values(logarithms))) - np.log(found)
+        return np.asarray(np.log(predict(with_values(logarithms))) - np.log(found))
 
     first, highest = np.log([_START[name] for name in names]), np.log([limits.get(n, np.inf) for n in names])
     # From several sides: the larger of two times has valleys.
@@ -77,23 +78,24 @@ def fit_forward(device: Device, shape: Shape, points: Sequence[StepPoint]) -> De
     return _fit(device, names, predict, np.array([p.seconds for p in stock]), {})
 
 
-def fit_host(points: Sequence[HostPoint]) -> tuple[list[float], list[float]]:
+def fit_host(points: Sequence[HostPoint]) -> tuple[Three, Three]:
     """``(a, b, c)`` of the engine's process and of the API server's."""
     features = np.array([[1.0, p.requests, p.requests * p.states] for p in points])
     return _linear(features, [p.engine for p in points]), _linear(features, [p.server for p in points])
 
 
-def fit_finish(points: Sequence[FinishPoint]) -> list[float]:
+def fit_finish(points: Sequence[FinishPoint]) -> Three:
     """``(a, b, c)`` of judging a sequence."""
     return _linear(
         np.array([[1.0, p.states, p.tokens * p.states] for p in points]), [p.seconds for p in points]
     )
 
 
-def _linear(features: Floats, found: Sequence[float]) -> list[float]:
-    """None negative, by relative error."""
+def _linear(features: Floats, found: Sequence[float]) -> Three:
+    """Of ``features [n, 3]``; none negative, by relative error."""
     whole = np.array(found)
-    return [float(x) for x in nnls(features / whole[:, None], np.ones(len(whole)))[0]]
+    a, b, c = nnls(features / whole[:, None], np.ones(len(whole)))[0].tolist()
+    return a, b, c
 
 
 def keep(host: Host, *measured: Device) -> None:

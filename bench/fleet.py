@@ -246,7 +246,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.without_created:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
     print("series a node, by probes: " + ", ".join(f"{n}: {series(n)}" for n in (1, 4, 8, 16)), flush=True)
     found = measure(args.nodes, args.probes, args.interval, args.seconds)
     dense = measure(DENSE_NODES, args.probes, args.seconds / FULL_CHUNK, args.seconds + 5)

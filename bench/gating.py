@@ -121,7 +121,7 @@ def run(n: int, seed: int, scale: str) -> tuple[dict[str, dict[str, Any]], Count
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gating", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m bench.gating", description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=int, default=1600, help="questions an arm; an eighth tempt to lie")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", default="2", help="of the vector, times its stored length")

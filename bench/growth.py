@@ -32,11 +32,11 @@ WIDE = (16, 512, 2048)
 
 def measured(parts: Sequence[str], quick: bool) -> dict[str, list[Any]]:
     """Points of these parts; ``quick``: a few of each, to see that it works."""
-    widths, rows, columns = (768, 2048), (1, 8, 32, 128, 512, 2048), (16, 64, 334, 1000)
-    requests, probes = (1, 8, 32, 128, 256), (8, 64, 300, 1000)
+    widths, rows, columns = [768, 2048], [1, 8, 32, 128, 512, 2048], [16, 64, 334, 1000]
+    requests, probes = [1, 8, 32, 128, 256], [8, 64, 300, 1000]
     loads, rounds = {0: LOADS, **dict.fromkeys(WIDE, CHECKED)}, 3
     if quick:
-        widths, rows, requests, rounds = (768,), (1, 32), (8, 64), 1
+        widths, rows, requests, rounds = [768], [1, 32], [8, 64], 1
         loads = {0: CHECKED[:2], 512: CHECKED[:2]}
     ways: dict[str, Iterator[Any]] = {
         "taps": points.taps(widths, rows, columns),
@@ -66,8 +66,8 @@ def fitted(found: dict[str, list[Any]]) -> tuple[Device, Host]:
     """This machine's core, and the host's share."""
     blank = Device("CPU core", f"{points.processor()}; {COMMAND}", COMMAND, False, 1, 1, 1, 1, 1, 1)
     core = fit.fit_forward(fit.fit_taps(blank, found["taps"]), bench_shape(), found["steps"])
-    fitted_parts = (*fit.fit_host(found["host"]), fit.fit_finish(found["finish"]))
-    return core, Host(f"{points.processor()}; {COMMAND}", *map(tuple, fitted_parts))
+    engine, server = fit.fit_host(found["host"])
+    return core, Host(f"{points.processor()}; {COMMAND}", engine, server, fit.fit_finish(found["finish"]))
 
 
 def misses(found: dict[str, list[Any]], core: Device, host: Host) -> dict[str, list[float]]:
@@ -99,7 +99,7 @@ def loaded(path: Path) -> dict[str, list[Any]]:
 
 def main() -> int:
     """Measures or loads, fits, prints how far the predictions are off, draws."""
-    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__.split("\n")[0])
     parser.add_argument("--points", type=Path, help="points of an earlier run, in place of measuring")
     parser.add_argument(
         "--measure", nargs="+", choices=PARTS, help="measure these; the others as in --points"

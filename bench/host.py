@@ -160,7 +160,7 @@ def measure(probes: int, requests: int, steps: int) -> dict[str, list[float]]:
     for _ in range(steps):
         outputs = delivered(bench)
         started = time.thread_time()
-        bench.tap.take(outputs, bench.states)  # type: ignore[arg-type]
+        bench.tap.take(outputs, bench.states)
         server.append(time.thread_time() - started)
     scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
     if scored != requests * steps:

@@ -42,7 +42,7 @@ def microseconds(call: Callable[[], object]) -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) * 1000 / CALLS)
-    return sorted(times)[REPLAYS // 2]
+    return float(sorted(times)[REPLAYS // 2])
 
 
 def main() -> None:

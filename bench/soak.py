@@ -131,7 +131,7 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     """Prints the samples, the growth and the coverage."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -126,8 +126,9 @@ def table(found: Sequence[Start], arms: Sequence[str]) -> str:
         "added",
         "compiled for, s",
         "graphs from cache",
+        "peak resident, MiB",
+        "added",
     )
-    heads += ("peak resident, MiB", "added")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for cold in (True, False):
         own = {name: [one for one in found if one.arm == name and one.cold == cold] for name in arms}
@@ -147,7 +148,7 @@ def table(found: Sequence[Start], arms: Sequence[str]) -> str:
 
 
 def _middle(starts_: Sequence[Start], field: str) -> float:
-    return statistics.median(getattr(one, field) for one in starts_)
+    return float(statistics.median(getattr(one, field) for one in starts_))
 
 
 def main() -> int:

@@ -244,7 +244,7 @@ def printed(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Prints the largest gaps around changes and in quiet times."""
-    parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=40, help="of attach, set and detach")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--model", default="134m", choices=SHAPES, help="size of the random Llama")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from bench.served import served
 from monitor.client import ADMIN_HEADER
@@ -91,7 +92,7 @@ STEPS = (
 def serve_command(port: int) -> list[str]:
     """The command of a reader, with this machine's port."""
     found = paths()
-    honesty = next(str(p) for p in found["vectors"] if Path(str(p)).stem == "honesty")  # type: ignore[union-attr]
+    honesty = next(str(p) for p in cast("list[str]", found["vectors"]) if Path(str(p)).stem == "honesty")
     command = [sys.executable, "-m", "monitor.cli", "serve", str(found["model"]), "--tap-layers", "2,3,4"]
     return [
         *command,
@@ -110,7 +111,7 @@ def walk(folder: Path) -> str:
     """The page."""
     probe_dir = folder / "probes"
     probe_dir.mkdir()
-    for path in paths()["probes"]:  # type: ignore[union-attr]
+    for path in cast("list[str]", paths()["probes"]):
         shutil.copy(str(path), probe_dir)
     port = free_port()
     settings = {

@@ -85,7 +85,10 @@ def run(
         prompt: Any = {"prompt_token_ids": rng.integers(3, VOCABULARY, load.tokens_in).tolist()}
         begun[name] = turns.now()
         engine.add_request(name, prompt, params)
-    started, first, last, gaps = min(begun.values()), {}, {}, []
+    started = min(begun.values())
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    gaps: list[float] = []
     for name, now in _tokens(engine, turns):
         if name in last:
             gaps.append(now - last[name])

@@ -118,7 +118,7 @@ def picture(boards: Sequence[Mapping[str, Any]]) -> Any:
     rows = math.ceil(len(boards) / columns)
     figure = Figure(figsize=(4.4 * columns + 1.6, (0.27 * len(kinds) + 1.5) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    image = None
+    image: Any = None
     for axis, board in zip(axes, boards, strict=False):
         shades = [
             [worst(cells[name])[0] if (cells := _entry(board, kind)["cells"]) else math.nan for name in SETS]
