@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
-from bench.model import SHAPES, config_of, write_model
+from bench.model import SHAPES, BenchModel, config_of, write_model
 from bench.peers import why_not
 from bench.ratios import Found
 from bench.report import publish
@@ -40,9 +40,8 @@ DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
 @contextlib.contextmanager
-def engines(args: argparse.Namespace, folder: Path, first: int) -> Iterator[list[Running]]:
+def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: int) -> Iterator[list[Running]]:
     """The engines of all arms, beginning with arm ``first``; they start side by side where ``--together`` says so."""
-    model = write_model(folder / "model", args.model, args.device)
     engine = engine_arguments(args.loads, json.loads(args.engine))
     env = environment(args.processes == 1, kv_gib(config_of(args.model).to_dict(), args.loads))
     turn_steps = TURN_STEPS if args.processes == 1 else 0  # an engine of its own would not wait
@@ -117,8 +116,10 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     found: list[Found] = []
     with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        model = write_model(folder / "model", args.model, args.device)
         for number in range(args.starts):
-            with engines(args, args.folder or Path(temporary), first=number) as running:
+            with engines(args, model, folder, first=number) as running:
                 found.append(measure(running, args.loads, args.rounds, until))
             if time.monotonic() > until:
                 print(f"out of time after {number + 1} of {args.starts} starts", flush=True)
