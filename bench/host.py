@@ -58,9 +58,7 @@ class Bench:
         self.buffers = TapBuffers.allocate(LAYERS, requests, bank.capacity, False, torch.device("cpu"))
         store = ScoreStore(requests * LENGTH, bank.state_columns, 4096)
         rules = AdapterRules(bank, lambda _: None)
-        self.reader = StepReader(
-            bank, self.buffers, store, BLOCK, lambda runner: view_v1.capture(runner, group=0), rules
-        )
+        self.reader = StepReader(bank, self.buffers, store, BLOCK, view_v1.Batches(0).capture, rules)
         self.ids = [f"cmpl-{i:032d}-0-abcdefgh" for i in range(requests)]
         table = np.arange(requests * blocks, dtype=np.int32).reshape(requests, blocks)
         self.batch = SimpleNamespace(
@@ -78,6 +76,7 @@ class Bench:
             kv_cache_block_copies=None,
             finished_req_ids=(),
             scheduled_new_reqs=(),
+            scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=()),
         )
         registry = CollectorRegistry()
         recent = RecentRecords(1024)

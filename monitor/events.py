@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class StepView:
+class StepView(NamedTuple):
     """One engine step as the forward pass saw it, copied after the batch was settled.
 
     ``R`` requests in row order, ``T`` real rows (no padding).
@@ -39,11 +39,13 @@ class StepView:
     """[R] the LoRA adapter each request runs with as ``ID:FOLDER``, None for the base model.
 
     None as a whole: the engine has no adapters."""
+    decodes: bool = False
+    """Every request has one row, and all of them have had output before."""
 
     @property
     def rows(self) -> int:
         """T, the number of real rows."""
-        return int(self.query_start_loc[-1])
+        return len(self.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,7 @@ class Stop:
     """Of the token whose score crossed."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepScores:
+class StepScores(NamedTuple):
     """Token states that became due in one step, for the requests that emit output in it."""
 
     counts: IntArray
@@ -86,8 +87,8 @@ class StepScores:
     """[R] position of the first delivered token of each request."""
     states: FloatArray
     """[sum(counts), K] the K state columns of every delivered token; see ``monitor.unscored`` for NaN."""
-    host_seconds: float | None
-    """Host time that the monitor added to the step; None where another message of the step tells it."""
+    host_seconds: tuple[float, ...]
+    """Host time that the monitor added to each step; empty where another message of the step tells it."""
     errors: int = 0
     """Errors inside the monitor since the last step that was delivered."""
     epoch: int = 0
@@ -97,12 +98,12 @@ class StepScores:
     gated: tuple[tuple[int, int, int], ...] = ()
     """(row of the request, position of its first token that may be steered, KV block of that token or -1 where it comes
     later) of gates that opened; as ``stops``."""
-    steered: Mapping[str, int] = field(default_factory=dict)
+    steered: Mapping[str, int] = MappingProxyType({})
     """Rows that each vector has touched since the last step that was delivered."""
 
     def with_errors(self, errors: int) -> StepScores:
         """The same scores, telling of ``errors``."""
-        return replace(self, errors=errors)
+        return self._replace(errors=errors)
 
 
 class ProbeVerdict(NamedTuple):

@@ -5,6 +5,7 @@ Pure functions, vectorised over the batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,6 +21,14 @@ def row_owners(counts: IntArray) -> tuple[IntArray, IntArray]:
     owner = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     return owner, offset
+
+
+@functools.lru_cache(maxsize=4096)
+def ones(n: int) -> IntArray:
+    """``[n]``, not to be written."""
+    found = np.ones(n, np.int64)
+    found.flags.writeable = False
+    return found
 
 
 def slots_at(block_table: IntArray, block_size: int, owner: IntArray, positions: IntArray) -> IntArray:

@@ -42,10 +42,7 @@ class ScoreStore:
 
     def write(self, slots: IntArray, states: FloatArray) -> None:
         """Stores ``states [n, k]`` at ``slots [n]``; columns from k on hold no probe and stay as they are."""
-        if states.shape[1] == self.rows.shape[1]:
-            self.rows[slots] = states
-        else:
-            self.rows[slots, : states.shape[1]] = states
+        self.rows[:, : states.shape[1]][slots] = states
         self._written = True
 
     def renew(self, columns: Sequence[int]) -> None:

@@ -53,6 +53,9 @@ class Crossed:
     """(row of the request, position of the first token that may be steered) of gates that opened in this step."""
 
 
+NOTHING = Crossed()
+
+
 class Triggers:
     """Follows sequences from the step in which their first output comes."""
 
@@ -119,7 +122,7 @@ class Triggers:
         ``numbers``: see ``gate_numbers``. What the device did is the truth, whatever the host makes of the score.
         """
         if not self._live and not self._slots:
-            return Crossed()
+            return NOTHING
         rows = np.flatnonzero(counts)
         for row in rows[starts[rows] == 0].tolist():
             if self._live:

@@ -58,9 +58,10 @@ def explain(states: FloatArray, projections: FloatArray) -> None:
     ``states [T, K]`` come from ``projections [L, T, C]``, where a row that no tap wrote still holds the mark
     of ``TAP_SILENT``.
     """
-    bad = ~np.isfinite(states)
-    if not bad.any():
+    finite = np.isfinite(states)
+    if np.logical_and.reduce(finite, axis=None):  # as all(), without its detour through Python
         return
+    bad = ~finite
     silent = (projections.view(np.uint32) == (_QUIET_NAN | Reason.TAP_SILENT)).any(axis=(0, 2))  # [T]
     bits = states.view(np.uint32)
     bits[bad] = _QUIET_NAN | Reason.NON_FINITE

@@ -11,7 +11,9 @@ from monitor.events import FloatArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
-VERSION = 3
+VERSION = 4
+_ALIKE = ("version", "counts", "columns", "epoch")
+"""Parts of a message that are the same in steps which can be joined."""
 
 
 def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
         "starts": starts.tobytes(),
         "states": states.tobytes(),
         "columns": states.shape[1],
-        "host_seconds": step.host_seconds,
+        "host_seconds": list(step.host_seconds),
         "errors": step.errors,
         "epoch": step.epoch,
         "steered": dict(step.steered),
@@ -40,7 +42,7 @@ def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
 
 def without_totals(message: dict[str, Any]) -> dict[str, Any]:
     """For the further messages of a step: what belongs to the whole step is counted once."""
-    return {**message, "host_seconds": None, "errors": 0, "steered": {}}
+    return {**message, "host_seconds": [], "errors": 0, "steered": {}}
 
 
 def unpack(message: dict[str, Any]) -> StepScores:
@@ -54,15 +56,44 @@ def unpack(message: dict[str, Any]) -> StepScores:
     if len(starts) != len(counts):
         raise ValueError(f"{len(starts)} starts for {len(counts)} counts; the message is damaged")
     states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
-    seconds = message["host_seconds"]
     return StepScores(
         counts,
         starts,
         states,
-        None if seconds is None else float(seconds),
+        tuple(map(float, message["host_seconds"])),
         int(message["errors"]),
         int(message["epoch"]),
         steered=message["steered"],
+    )
+
+
+def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
+    """Steps that each delivered the next token of the same requests, as one step that delivered several of each.
+
+    None if they are not that. Raises ``ValueError`` for inconsistent lengths."""
+    first = messages[0]
+    if any(message[key] != first[key] for message in messages[1:] for key in _ALIKE):
+        return None
+    counts = np.frombuffer(first["counts"], np.int64)
+    if first["version"] != VERSION or not (counts == 1).all():
+        return None
+    shape = len(messages), len(counts), int(first["columns"])
+    starts = np.frombuffer(b"".join([message["starts"] for message in messages]), np.int64).reshape(shape[:2])
+    if (starts[1:] != starts[:-1] + 1).any():
+        return None
+    states = np.frombuffer(b"".join([message["states"] for message in messages]), np.float32).reshape(shape)
+    steered: dict[str, int] = {}
+    for message in messages:
+        for vector, rows in message["steered"].items():
+            steered[vector] = steered.get(vector, 0) + rows
+    return StepScores(
+        counts * len(messages),
+        starts[0],
+        states.transpose(1, 0, 2).reshape(-1, shape[2]),
+        tuple([float(seconds) for message in messages for seconds in message["host_seconds"]]),
+        sum([int(message["errors"]) for message in messages]),
+        int(first["epoch"]),
+        steered=steered,
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,8 +12,7 @@ from monitor.events import StepView
 from monitor.seam.transfer import Arrays
 
 
-@dataclass(frozen=True)
-class Capture:
+class Capture(NamedTuple):
     """Facts known on the host at once, and tensors that are known only when the device is done."""
 
     rows: int

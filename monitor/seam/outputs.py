@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,16 +18,32 @@ from monitor.frontend import Arrival, Frontend, Running
 from monitor.records import reply
 from monitor.response_ids import locate
 from monitor.seam.patching import wrap
-from monitor.wire import CARRIER, shares, unpack
+from monitor.wire import CARRIER, joined, shares, unpack
 
 logger = logging.getLogger("probewatch")
 
 STOPPED_BY = "probe:"
 """How the engine's stop reason begins when a probe has ended a sequence."""
+STEPS_HELD = 8
+"""Whose accounting may wait: after a forward pass nothing of it is in the processor's caches, and eight in a row take
+a fraction of eight times one."""
+
+
+class _Held(NamedTuple):
+    """A step that brought one token of each of some sequences, none of them its first or last."""
+
+    frontend: Frontend
+    message: dict[str, Any]
+    names: list[str]
+    tokens: list[int]
 
 
 class OutputTap:
-    """Follows the sequences of one ``OutputProcessor``, which may serve several engines."""
+    """Follows the sequences of one ``OutputProcessor``, which may serve several engines.
+
+    A sequence that begins or ends is accounted for at once, and whatever came before it with it; what only goes on
+    waits for up to ``STEPS_HELD`` steps, the tokens as well as their scores.
+    """
 
     def __init__(self, engines: Engines, plan: Plan) -> None:
         self.engines = engines
@@ -36,6 +54,7 @@ class OutputTap:
         self._reasons: dict[str, str] = {}
         self._shares: Iterator[tuple[int, FloatArray]] = iter(())
         self._epoch = 0
+        self._held: list[_Held] = []
 
     def comes_from(self, engine: int) -> None:
         """The next outputs are those of that engine."""
@@ -47,47 +66,127 @@ class OutputTap:
         Whatever goes wrong here costs scores and never a request: a step that cannot be read counts as
         not delivered, a sequence that cannot be accounted for ends unscored.
         """
+        try:
+            if self._hold(outputs):
+                return
+            self.settle()
+        except Exception as error:
+            self.failed(error)
+        # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
+        self._reasons = {o.request_id: str(o.finish_reason) for o in outputs if o.finish_reason is not None}
+        self._account(outputs, request_states)
+
+    def _hold(self, outputs: Sequence[Any]) -> bool:
+        """Whether these outputs wait."""
+        names: list[str] = []
+        tokens: list[int] = []
+        carrying = 0
+        for output in outputs:
+            name, new = output.request_id, output.new_token_ids
+            if output.finish_reason is not None or len(new) != 1 or name not in self.running:
+                return False
+            carrying += output.kv_transfer_params is not None
+            names.append(name)
+            tokens.append(new[0])
+        if not names or carrying != (outputs[0].kv_transfer_params is not None):
+            return False
+        message = _pop_message(outputs[0])
+        if message is not None:
+            if len(self._held) >= STEPS_HELD:
+                self.settle()
+            self._held.append(_Held(self.frontend, message, names, tokens))
+            return True
+        if self._held:  # a further chunk of that step
+            self._held[-1].names.extend(names)
+            self._held[-1].tokens.extend(tokens)
+        return bool(self._held)
+
+    def settle(self) -> None:
+        """Accounts for what waits."""
+        held, self._held = self._held, []
+        current = self.frontend
+        for frontend, steps in groupby(held, key=attrgetter("frontend")):
+            self.frontend = frontend
+            waiting = list(steps)
+            if not self._settle_together(waiting):
+                for one in waiting:
+                    self._read(one.message)
+                    self._arrive(self._arrivals(one.names, [[token] for token in one.tokens]))
+        self.frontend = current
+
+    def _settle_together(self, held: Sequence[_Held]) -> bool:
+        """Whether the steps could be taken as one: each brought all of the same sequences their next token."""
+        names = held[0].names
+        if any(one.names != names for one in held[1:]):
+            return False
+        try:
+            step = joined([one.message for one in held])
+            if step is None or len(step.counts) != len(names):
+                return False
+            self._note(step)
+            self._shares, self._epoch = shares(step), step.epoch
+        except Exception:
+            return False  # one by one it will be told what is wrong
+        self._arrive(self._arrivals(names, np.array([one.tokens for one in held]).T.tolist()))
+        return True
+
+    def _arrivals(self, names: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[Arrival]:
+        return [
+            Arrival(self.running[name][1], own, *self._share(), self._epoch)
+            for name, own in zip(names, tokens, strict=True)
+        ]
+
+    def _account(self, outputs: Sequence[Any], request_states: dict[str, Any]) -> None:
         arrivals: list[Arrival] = []
         try:
-            # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
-            self._reasons = {
-                o.request_id: str(o.finish_reason) for o in outputs if o.finish_reason is not None
-            }
             for output in outputs:
-                self._take_one(output, request_states, arrivals)
+                self._account_one(output, request_states, arrivals)
+        except Exception as error:
+            self._lost(arrivals, error)
+        else:
+            self._arrive(arrivals)
+
+    def _arrive(self, arrivals: Sequence[Arrival]) -> None:
+        try:
             self.frontend.arrive(arrivals)
         except Exception as error:
-            for arrival in arrivals:
-                arrival.running.lost = True
-            self.failed(error)
+            self._lost(arrivals, error)
 
-    def _take_one(self, output: Any, request_states: dict[str, Any], arrivals: list[Arrival]) -> None:
-        start, states = self._share(output)
-        request = request_states.get(output.request_id)
-        if request is None:
-            return  # aborted meanwhile: vLLM ignores it, and so do its counters
+    def _lost(self, arrivals: Sequence[Arrival], error: Exception) -> None:
+        for arrival in arrivals:
+            arrival.running.lost = True
+        self.failed(error)
+
+    def _account_one(self, output: Any, request_states: dict[str, Any], arrivals: list[Arrival]) -> None:
+        self._read(_pop_message(output))
+        start, states = self._share()
         followed = self.running.get(output.request_id)
         if followed is None:
+            request = request_states.get(output.request_id)
+            if request is None:
+                return  # aborted meanwhile: vLLM ignores it, and so do its counters
             followed = self.running[output.request_id] = (self.frontend, begin(request))
             followed[1].traceparent = (output.trace_headers or {}).get("traceparent")
-        running = followed[1]
-        if request.streaming_input:
-            running.lost = True  # a growing prompt; its positions are not followed
-        arrivals.append(Arrival(running, output.new_token_ids, start, states, self._epoch))
+            # A prompt that grows; its positions are not followed.
+            followed[1].lost = bool(request.streaming_input)
+        arrivals.append(Arrival(followed[1], output.new_token_ids, start, states, self._epoch))
         ended_by = output.stop_reason
         if isinstance(ended_by, str) and ended_by.startswith(STOPPED_BY):
             self.frontend.count_stop(ended_by.removeprefix(STOPPED_BY))
 
-    def _share(self, output: Any) -> tuple[int, FloatArray | None]:
-        message = _pop_message(output)
-        if message is not None:
-            self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
-            try:
-                step = unpack(message)
-                self._note(step)
-                self._shares, self._epoch = shares(step), step.epoch
-            except Exception as error:
-                self.failed(error)
+    def _read(self, message: dict[str, Any] | None) -> None:
+        if message is None:
+            return
+        self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
+        try:
+            step = unpack(message)
+            self._note(step)
+            self._shares, self._epoch = shares(step), step.epoch
+        except Exception as error:
+            self.failed(error)
+
+    def _share(self) -> tuple[int, FloatArray | None]:
+        """Of the next output: the first position, and the states if they came."""
         return next(self._shares, (0, None))
 
     def _note(self, step: StepScores) -> None:
@@ -99,8 +198,8 @@ class OutputTap:
                 "whole server"
             )
         metrics = self.frontend.metrics
-        if step.host_seconds is not None:
-            metrics.observe("probewatch_step_overhead_seconds", value=step.host_seconds)
+        for seconds in step.host_seconds:
+            metrics.observe("probewatch_step_overhead_seconds", value=seconds)
         for vector, rows in step.steered.items():
             metrics.inc("probewatch_steered_tokens_total", vector, by=rows)
         if step.errors:
@@ -115,6 +214,8 @@ class OutputTap:
 
     def finished(self, request_id: str, reason: str | None = None) -> None:
         """Judges a sequence that vLLM has let go of, however it ended."""
+        if self._held:
+            self.settle()
         frontend, running = self.running.pop(request_id, (None, None))
         if frontend is None or running is None:
             return

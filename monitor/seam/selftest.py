@@ -7,7 +7,7 @@ import torch
 
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
-from monitor.seam.tap import TapBuffers, make_scratch, used_layers
+from monitor.seam.tap import TapBuffers, in_graph, make_scratch, used_layers
 from monitor.seam.transfer import Transfer
 
 SELFTEST_TOLERANCE = 1e-3
@@ -32,6 +32,8 @@ def score_golden_inputs(bank: ProbeBank, weights: torch.Tensor) -> dict[str, flo
             torch.ops.probewatch.tap(
                 x, weights[row], buffers.scores[row], norms, used[row : row + 1], scratch
             )
+            if x.is_cpu:  # as compiled; what is not compiled has just been run
+                in_graph(x, weights[row], buffers.scores[row], norms)
         read = Transfer(buffers.read(n)).arrived()
         states = bank.states(read["scores"], read["squared_norms"])[:, seat.states]
         found = probe.token_scores(torch.from_numpy(np.ascontiguousarray(states)))

@@ -21,12 +21,12 @@ from monitor.seam.capture import Capture
 from monitor.seam.steerer import Steered, Steerer
 from monitor.seam.tap import TapBuffers
 from monitor.seam.transfer import Transfer
-from monitor.slices import assemble, due, without
+from monitor.slices import assemble, due, ones, without
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
 from monitor.unscored import explain
 
-Capturer = Callable[[Any], Capture]
+Capturer = Callable[[Any, Any], Capture]
 
 
 @dataclass
@@ -110,7 +110,7 @@ class StepReader:
         if not rows:
             return
         started = time.perf_counter()
-        capture = self._capture(runner)
+        capture = self._capture(runner, scheduler_output)
         # The V2 runner may drop drafts that the scheduler sent.
         if capture.rows > rows or (capture.rows < rows and not capture.device):
             raise TapError(
@@ -151,9 +151,10 @@ class StepReader:
         Steps must come in the order of their forward passes. With asynchronous scheduling this runs in vLLM's output
         thread, while later steps are computed.
         """
-        with self._following:
-            self._triggers.forget(step.finished)
-        self._skipped -= set(step.finished)
+        if step.finished:
+            with self._following:
+                self._triggers.forget(step.finished)
+            self._skipped -= set(step.finished)
         arrays = step.transfer.arrived()
         started = time.perf_counter()
         view = step.capture.settle(arrays)
@@ -185,11 +186,14 @@ class StepReader:
             raise TapError(
                 "the order of requests changed between forward pass and sampling; this vLLM is not understood"
             )
-        sampled = np.fromiter(map(len, sampled_ids), np.int64, len(sampled_ids))
-        starts, counts = due(view, sampled)
-        width = step.bank.state_columns
-        history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
-        due_states = assemble(view, states, history, starts, counts)
+        if view.decodes and all(len(ids) == 1 for ids in sampled_ids):
+            starts, counts, due_states = view.first_position, ones(len(sampled_ids)), states
+        else:
+            sampled = np.fromiter(map(len, sampled_ids), np.int64, len(sampled_ids))
+            starts, counts = due(view, sampled)
+            width = step.bank.state_columns
+            history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
+            due_states = assemble(view, states, history, starts, counts)
         if self._skipped:
             due_states = without(due_states, [name in self._skipped for name in view.request_ids], counts)
         with self._following:
@@ -200,7 +204,7 @@ class StepReader:
             counts,
             starts,
             due_states,
-            seconds,
+            (seconds,),
             epoch=step.bank.epoch,
             stops=crossed.stops,
             gated=tuple((row, at, self._block(view, row, at)) for row, at in crossed.gated),

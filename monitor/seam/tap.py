@@ -1,9 +1,10 @@
-"""The tap: one opaque operation in the compiled graph after a block.
+"""The tap: what the compiled graph does for the probes after a block.
 
 ``residual [n, d] @ weight [d, C]`` lands in ``scores[:n]``, and the residual's squared norm in
-``squared_norms[:n]`` where a probe asks for it. The add that makes the residual stays a plain add outside
-the operation, so the compiler can share it with the next block's fused norm. Inside the operation: fixed
-addresses, no host branch on data, nothing that outlives it; so it can be captured in a CUDA graph.
+``squared_norms[:n]`` where a probe asks for it. On a GPU, and where nothing is compiled, it is one opaque operation.
+The add that makes the residual stays a plain add outside it, so the compiler can share it with the next block's fused
+norm. Inside the operation: fixed addresses, no host branch on data, nothing that outlives it; so it can be captured in
+a CUDA graph. On a CPU the compiler gets the arithmetic itself (``in_graph``).
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from monitor.unscored import Reason, nan_for
 if TYPE_CHECKING:
     from monitor.kernels.pack import Packer
 
-SCHEMA = 3
+SCHEMA = 4
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
 SETTLED = frozenset(("positions", "slots", "starts"))
 """What the monitor's own kernel takes along, by name."""
+UNWRITTEN = float(nan_for(Reason.TAP_SILENT))
 WIDEST_KERNEL = 64
 """Columns up to which the monitor's own kernel multiplies."""
+WIDEST_LOOP = 64
+"""Columns up to which a CPU's compiler makes the product itself, in the loop that makes the next norm."""
 _libraries: list[torch.library.Library] = []
 """One that is collected takes its operations with it."""
 
@@ -44,6 +48,26 @@ def _tap(
     torch.mm(x, weight, out=scores[:n])
     if squared_norms.shape[0]:
         torch.linalg.vecdot(x, x, out=squared_norms[:n])
+
+
+def in_graph(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor) -> None:
+    """The same for the compiler of a CPU: to call an operation of ours between two layers costs more there than the
+    product itself (docs/performance.md). ``weight`` should lie ``[C, d]`` in memory: ``laid_out``."""
+    x = residual.reshape(-1, weight.shape[0]).float()
+    n = x.shape[0]
+    if weight.shape[1] <= WIDEST_LOOP:
+        scores[:n] = (x.unsqueeze(1) * weight.T).sum(-1)
+    else:
+        scores[:n] = x @ weight
+    if squared_norms.shape[0]:
+        squared_norms[:n] = (x * x).sum(-1)
+
+
+def laid_out(weights: Tensor, device: torch.device) -> Tensor:
+    """The columns of all taps ``[L, d, C]`` on the device, in memory as its taps read them."""
+    if device.type != "cpu" or weights.shape[2] > WIDEST_LOOP:
+        return weights.to(device)
+    return weights.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _tap_where_used(
@@ -143,7 +167,7 @@ class TapBuffers:
     ) -> Transfer:
         """The first ``rows`` and the first ``used`` columns (None: all), and ``beside``, on their way to the host; what
         the step has written (None: any row) is marked as unwritten. Nothing waits for the device."""
-        if self.on_host:
+        if self._host:
             transfer = Transfer({**self.read(rows, used), **beside})
             self.silence(rows)
             return transfer
@@ -179,7 +203,7 @@ class TapBuffers:
     def silence(self, rows: int | None = None) -> None:
         """Marks the first rows (None: all) as unwritten, so that a tap that does not fire is seen and not believed."""
         scores: Any = self._host.get("scores", self.scores)
-        scores[:, :rows] = float(nan_for(Reason.TAP_SILENT))
+        scores[:, :rows] = UNWRITTEN
 
     def read(self, rows: int, used: int | None = None) -> dict[str, Any]:
         """Views ``scores [L, rows, used]`` and, where a probe asks for them, ``squared_norms [L, rows]``: arrays where
@@ -237,6 +261,14 @@ def install(
 
 
 def _after_block(rule: ResidualRule, block: Any, inputs: Any, output: Any) -> None:
+    if block.probewatch_weight.is_cpu and torch.compiler.is_compiling():
+        in_graph(
+            residual_stream(rule, output),
+            block.probewatch_weight,
+            block.probewatch_scores,
+            block.probewatch_squared_norms,
+        )
+        return
     torch.ops.probewatch.tap(
         residual_stream(rule, output),
         block.probewatch_weight,

@@ -23,8 +23,8 @@ from monitor.seam.layers import decoder_blocks, tapped_here, upstream
 from monitor.seam.pipeline import Relay, relay_through, stages
 from monitor.seam.selftest import score_golden_inputs
 from monitor.seam.steerer import Steerer, check_gates
-from monitor.seam.steps import Step, StepReader
-from monitor.seam.tap import SCHEMA, TapBuffers, install, make_scratch, used_layers
+from monitor.seam.steps import Capturer, Step, StepReader
+from monitor.seam.tap import SCHEMA, TapBuffers, install, laid_out, make_scratch, used_layers
 from monitor.steering import VectorBank
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
@@ -104,7 +104,7 @@ class WorkerMonitor:
         self.buffers = TapBuffers.allocate(
             len(bank.layers), int(runner.max_num_tokens), bank.capacity, bank.needs_norm, device
         )
-        self._weights = weights = bank.weights().to(device)
+        self._weights = weights = laid_out(bank.weights(), device)
         self._used = used_layers(weights)
         # The same objects everywhere, so that the compiler sees what is one.
         scores = list(self.buffers.scores)
@@ -178,7 +178,10 @@ class WorkerMonitor:
             slots.total,
             room,
         )
-        capture = functools.partial((view_v2 if v2 else view_v1).capture, group=slots.group)
+        batches = view_v1.Batches(slots.group)
+        capture: Capturer = (
+            (lambda runner, _: view_v2.capture(runner, slots.group)) if v2 else batches.capture
+        )
         adapters = AdapterRules(self.bank, _adapter_digest)
         reader = StepReader(
             self.bank, self.buffers, store, slots.block_tokens, capture, adapters, self.steerer

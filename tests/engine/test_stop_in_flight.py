@@ -121,7 +121,7 @@ class Driven:
         crossed = self.triggers.follow(view, starts, counts, states)
         rows_of = {name: row for row, name in enumerate(names)}
         output = ModelRunnerOutput(names, rows_of, [[7] for _ in names])
-        setattr(output, CARRIER, StepScores(counts, starts, states, 1e-4, stops=crossed.stops))
+        setattr(output, CARRIER, StepScores(counts, starts, states, (1e-4,), stops=crossed.stops))
         results = self.scheduler.update_from_output(step, output)
         deliver(self.scheduler, results, output)
         for client in results.values():

@@ -88,7 +88,9 @@ class FakeEngine:
         copies: list[tuple[int, int]] = []
         complete = dict(self._cached)  # blocks whose tokens were computed in earlier steps
         shares: list[Share] = []
-        self.rng.shuffle(self.running)
+        self._admitted: set[str] = set()
+        if self.rng.random() < 0.5:
+            self.rng.shuffle(self.running)
         for request in [*self.running, *self.waiting]:
             # Requests admitted in this step still wait in the list; a preempted one waits its turn.
             ready = request.stale <= request.dropped and self.rng.random() < 0.7
@@ -101,7 +103,8 @@ class FakeEngine:
                 break
         if not shares:
             return None
-        self.rng.shuffle(shares)
+        if self.rng.random() < 0.5:
+            self.rng.shuffle(shares)
         step = self._compute(shares, copies)
         self.in_flight.append(step)
         self.events["overlapped"] += len(self.in_flight) > 1
@@ -148,6 +151,7 @@ class FakeEngine:
     def _admit(self, request: FakeRequest) -> None:
         self.waiting.remove(request)
         self.running.append(request)
+        self._admitted.add(request.id)
         request.tape, request.position = request.tokens, request.computed
         request.prefill = len(request.tape)
 
@@ -189,7 +193,12 @@ class FakeEngine:
             request.tape = request.tape + share.found
             request.position = len(request.tape) - 1 if share.found else share.first + share.rows
         return FakeStep(
-            self.runner, shares, np.stack(states), copies, sum(share.scheduled for share in shares)
+            self.runner,
+            shares,
+            np.stack(states),
+            copies,
+            sum(share.scheduled for share in shares),
+            admitted=frozenset(self._admitted),
         )
 
     def _hear(self, share: Share) -> tuple[int, ...]:

@@ -104,6 +104,8 @@ class FakeStep:
     """Tokens that the scheduler kept of each request's (a stop may fall among accepted drafts, or have fallen before);
     known when the step is collected."""
     first_outputs: list[bool] = field(default_factory=list)
+    admitted: frozenset[str] = frozenset()
+    """Requests that come in this step, for the first time or after a preemption."""
 
     @property
     def requests(self) -> list[FakeRequest]:

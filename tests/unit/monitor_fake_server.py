@@ -104,9 +104,10 @@ def make_reader(engine: FakeEngine, bank: ProbeBank) -> StepReader:
     """The monitor's bookkeeping for an engine."""
     buffers = TapBuffers.allocate(len(bank.layers), MOST_ROWS, bank.capacity, bank.needs_norm, CPU)
     store = ScoreStore(engine.num_blocks * engine.block_size, bank.state_columns, 1)
-    view = view_v2 if isinstance(engine.runner, V2Runner) else view_v1
+    v2 = isinstance(engine.runner, V2Runner)
+    capture = (lambda runner, _: view_v2.capture(runner, GROUP)) if v2 else view_v1.Batches(GROUP).capture
     rules = FailingRules(bank, lambda folder: None)
-    return StepReader(bank, buffers, store, engine.block_size, partial(view.capture, group=GROUP), rules)
+    return StepReader(bank, buffers, store, engine.block_size, capture, rules)
 
 
 def scheduled(step: FakeStep) -> Any:
@@ -115,6 +116,7 @@ def scheduled(step: FakeStep) -> Any:
         total_num_scheduled_tokens=step.scheduled,
         kv_cache_block_copies=step.copies or None,
         scheduled_new_reqs=(),
+        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=step.admitted),
         finished_req_ids=(),
     )
 

@@ -95,7 +95,7 @@ def message(*shares: tuple[int, FloatArray], errors: int = 0) -> dict[str, Any]:
         counts=ints(*(len(states) for _, states in shares)),
         starts=ints(*(start for start, _ in shares)),
         states=np.concatenate([states for _, states in shares]),
-        host_seconds=1e-4,
+        host_seconds=(1e-4,),
         errors=errors,
     )
     return pack(step, np.arange(len(shares)))
@@ -198,6 +198,7 @@ def test_sequences_of_two_engines_are_counted_under_their_own_label() -> None:
     tap.take(outputs("b", message=message((2, column(1, 1, 1))), new=3), known)
     tap.comes_from(0)
     tap.take(outputs("a", message=message((2, column(1)))), known)
+    tap.settle()
     generated = [value(registry, SCORED, probe="lie", phase="generation", engine=i) for i in "01"]
     assert generated == [1, 3]
     assert [value(registry, SEEN, phase="prompt", engine=i) for i in "01"] == [2, 2]

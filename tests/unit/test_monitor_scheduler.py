@@ -52,7 +52,7 @@ def output(request_id: str, *new: int, logprobs: bool = False, ended: str | None
 def run(scheduler: Scheduler, outputs: list[Any], *stops: Stop, start: int = 10, count: int = 1) -> None:
     """A step of the requests a and b, of which ``count`` positions from ``start`` on became due for each."""
     states = column(*range(2 * count))
-    scores = StepScores(ints(count, count), ints(start, start), states, 1e-4, stops=stops)
+    scores = StepScores(ints(count, count), ints(start, start), states, (1e-4,), stops=stops)
     fetched = SimpleNamespace(req_ids=["a", "b"], req_id_to_index={"a": 0, "b": 1})
     setattr(fetched, CARRIER, scores)
     deliver(scheduler, {0: SimpleNamespace(outputs=outputs)}, fetched)
@@ -139,7 +139,7 @@ def test_a_step_without_our_scores_is_left_alone() -> None:
 
 def test_scores_that_cannot_be_attached_cost_no_request() -> None:
     fetched = SimpleNamespace(req_ids=["a"])  # without its index
-    setattr(fetched, CARRIER, StepScores(ints(1), ints(0), np.zeros((1, 1), np.float32), 1e-4))
+    setattr(fetched, CARRIER, StepScores(ints(1), ints(0), np.zeros((1, 1), np.float32), (1e-4,)))
     outputs = [output("a", 7)]
     deliver(Scheduler(), {0: SimpleNamespace(outputs=outputs)}, fetched)
     assert outputs[0].kv_transfer_params is None
@@ -231,7 +231,7 @@ def test_who_took_a_steered_block_in_that_very_step_does_not_pass_it_on() -> Non
 def test_one_gate_that_cannot_be_served_does_not_cost_the_others() -> None:
     outputs = [output("a", 7), output("b", 8)]
     scores = StepScores(
-        ints(1, 1), ints(10, 10), column(0, 1), 1e-4, gated=((0, 11, -1),), stops=(Stop(1, "guard", 10),)
+        ints(1, 1), ints(10, 10), column(0, 1), (1e-4,), gated=((0, 11, -1),), stops=(Stop(1, "guard", 10),)
     )
     fetched = SimpleNamespace(req_ids=["a", "b"], req_id_to_index={"a": 0, "b": 1})
     setattr(fetched, CARRIER, scores)

@@ -19,7 +19,7 @@ def step_of(*counts: int, columns: int = 2) -> StepScores:
     """Every request's states tell whose they are: request index in the hundreds, then a running number."""
     rows = [[100 * r + i + c / 8 for c in range(columns)] for r, n in enumerate(counts) for i in range(n)]
     states = np.array(rows, np.float32).reshape(sum(counts), columns)
-    return StepScores(ints(*counts), ints(*(7 * r for r in range(len(counts)))), states, 0.25, errors=3)
+    return StepScores(ints(*counts), ints(*(7 * r for r in range(len(counts)))), states, (0.25,), errors=3)
 
 
 @given(
@@ -34,7 +34,7 @@ def test_any_share_of_a_step_comes_back_in_the_order_asked_for(
     rng.shuffle(order)  # type: ignore[attr-defined]
     chosen = order[: rng.randint(1, len(order))]  # type: ignore[attr-defined]
     found = unpack(pack(step, ints(*chosen)))
-    assert (found.host_seconds, found.errors) == (0.25, 3)
+    assert (found.host_seconds, found.errors) == ((0.25,), 3)
     whole = list(shares(step))
     for row, (start, states) in zip(chosen, shares(found), strict=True):
         assert start == 7 * row
@@ -44,13 +44,13 @@ def test_any_share_of_a_step_comes_back_in_the_order_asked_for(
 
 def test_reasons_survive_the_wire() -> None:
     states = np.array([[1.0], [nan_for(Reason.BEFORE_ATTACH)], [nan_for(Reason.TAP_SILENT)]], np.float32)
-    found = unpack(pack(StepScores(ints(1, 2), ints(0, 4), states, 0.0), ints(1, 0)))
+    found = unpack(pack(StepScores(ints(1, 2), ints(0, 4), states, (0.0,)), ints(1, 0)))
     assert reasons(found.states)[:, 0].tolist() == [Reason.BEFORE_ATTACH, Reason.TAP_SILENT, -1]
 
 
 def test_a_message_is_plain_bytes_and_numbers() -> None:
     message = pack(step_of(2, 1), ints(1))
-    assert message.pop("steered") == {}
+    assert (message.pop("steered"), message.pop("host_seconds")) == ({}, [0.25])
     assert {type(entry) for entry in message.values()} <= {bytes, int, float}
     assert not any(
         bytes(entry).startswith(pickle.PROTO) for entry in message.values() if isinstance(entry, bytes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +41,7 @@ def make_monitor(rules: type[AdapterRules] = AdapterRules) -> WorkerMonitor:
         monitor.buffers,
         ScoreStore(8 * BLOCK, 1, 1),
         BLOCK,
-        partial(view_v1.capture, group=0),
+        view_v1.Batches(0).capture,
         rules(monitor.bank, lambda folder: None),
     )
     monitor.proven = True
@@ -99,6 +98,7 @@ def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
         kv_cache_block_copies=copies,
         finished_req_ids=(),
         scheduled_new_reqs=(),
+        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=()),
     )
 
 
