@@ -1,11 +1,11 @@
 """``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
 
 Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
-order that rotates; in one process they alternate every few steps. All engines are started several times, for where its
+order that rotates; in one process they alternate step by step. All engines are started several times, for where its
 memory happens to lie makes an engine some percent slower or faster as long as it lives: a start gives one figure, the
-median of its rounds. Of a single start the rounds are compared. An interval takes six of either. Two arms are stock
-vLLM: their ratio is the noise floor. Everything the monitor does is inside the measured time: taps, bookkeeping,
-accounting, verdicts, metrics.
+median of its rounds, of throughput step by step where arms alternate so. Of a single start the rounds are compared. An
+interval takes six of either. Two arms are stock vLLM: their ratio is the noise floor. Everything the monitor does is
+inside the measured time: taps, bookkeeping, accounting, verdicts, metrics.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bench.running import (
 )
 from bench.workload import Workload
 
-TURN_STEPS = 4
+TURN_STEPS = 1
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
@@ -80,7 +80,7 @@ def main() -> int:
         default=6,
         help="of all engines; an interval takes 6 of them, or of the rounds of a single one",
     )
-    parser.add_argument("--rounds", type=int, default=2, help="after each start")
+    parser.add_argument("--rounds", type=int, default=8, help="after each start")
     parser.add_argument("--minutes", type=float, default=34.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",
@@ -101,10 +101,10 @@ def main() -> int:
     parser.add_argument(
         "--processes",
         type=int,
-        default=2,
+        default=1,
         choices=(1, 2),
-        help="2: front end and engine apart, as in a server, and arms alternate round by round; 1: together, so "
-        f"that nothing is hidden behind a step, and arms alternate every {TURN_STEPS} steps",
+        help="1: front end and engine together, so that nothing is hidden behind a step, and arms alternate step by "
+        "step; 2: apart, as in a server, and arms alternate round by round",
     )
     parser.add_argument("--together", action="store_true", help="start all engines at once")
     parser.add_argument("--folder", type=Path, help="keep model and artifacts here")

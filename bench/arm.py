@@ -60,6 +60,8 @@ def main() -> None:
         result["cpu_seconds"] = cpu_seconds(own) - before
         result["memory_mib"] = peak_mib(own)
         result["coverage"] = _coverage(llm)
+        if job["turn_steps"]:
+            result["step_seconds"] = turns.seconds
         print(json.dumps(result), file=answers)
 
 

@@ -31,7 +31,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "peers": (["vllm-lens", "vllm-lens one layer"], _SHORT),
 }
 """Arms and loads of each axis."""
-STARTS = ("--starts", "6", "--rounds", "2")
+STARTS = ("--starts", "6", "--rounds", "4")
 """The fewest starts that have an interval."""
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,21 +70,31 @@ class StepPoint:
 
 
 def taps(widths: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Iterator[TapPoint]:
-    """On one core, in bfloat16."""
+    """On one core, in bfloat16, compiled as in a model's graph; there the compiler may save something of it by joining
+    it with the model's own loops."""
     torch.set_num_threads(1)
-    tap.define_operation("CPU")
-    none, used = torch.zeros(0), torch.ones(1, dtype=torch.int64)
     for d in widths:
         for c in columns:
-            weights = [torch.randn(d, c) for _ in range(MANY)]
+            weights = tap.laid_out(torch.randn(MANY, d, c), torch.device("cpu"))
+            scores, none = torch.empty(MANY, max(rows), c), torch.zeros(0)
+            compiled = torch.compile(_sweep)
             for n in rows:
-                x, out = torch.randn(n, d).to(torch.bfloat16), torch.empty(n, c)
-
-                def sweep() -> None:
-                    for weight in weights:  # noqa: B023
-                        torch.ops.probewatch.tap(x, weight, out, none, used, none)  # noqa: B023
-
+                streams = [torch.randn(n, d).to(torch.bfloat16) for _ in range(MANY)]
+                for stream in streams if n > 1 else ():
+                    torch._dynamo.mark_dynamic(stream, 0)
+                sweep = partial(compiled, streams, list(weights), list(scores), none)
                 yield TapPoint(d, n, c, median_of(sweep) / MANY)
+            torch.compiler.reset()
+
+
+def _sweep(
+    streams: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    scores: Sequence[torch.Tensor],
+    none: torch.Tensor,
+) -> None:
+    for stream, weight, out in zip(streams, weights, scores, strict=True):
+        tap.in_graph(stream, weight, out, none)
 
 
 def median_of(call: Callable[[], None], seconds: float = 0.4) -> float:
@@ -145,7 +156,7 @@ def _engine(model: BenchModel, arm: Arm, loads: Sequence[Workload], folder: Path
 
 
 def _cpu_seconds(one: Running, load: Workload, seed: int) -> float:
-    return alone(one, load, seed)["cpu_seconds"]
+    return float(alone(one, load, seed)["cpu_seconds"])
 
 
 def as_json(points: Sequence[TapPoint | HostPoint | FinishPoint | StepPoint]) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,10 @@ MEASURES = {
     "cpu_seconds": "CPU seconds",
     "memory_mib": "peak resident memory",
 }
-Rounds = Sequence[dict[str, float]]
-Found = dict[str, dict[str, list[dict[str, float]]]]
+STEPS = "step_seconds"
+"""Of every step of a round, where arms take turns step by step."""
+Rounds = Sequence[dict[str, Any]]
+Found = dict[str, dict[str, list[dict[str, Any]]]]
 """Rounds by workload and arm."""
 
 
@@ -33,8 +36,19 @@ def pairs(starts: Sequence[Found]) -> Found:
     }
 
 
-def _middle(rounds: Rounds) -> dict[str, float]:
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+def _middle(rounds: Rounds) -> dict[str, Any]:
+    found = {name: statistics.median(one[name] for one in rounds) for name in rounds[0] if name != STEPS}
+    steps = [one[STEPS] for one in rounds if STEPS in one]
+    if steps and len({len(one) for one in steps}) == 1:
+        tokens = rounds[0]["tokens_per_second"] * sum(steps[0])
+        found["tokens_per_second"] = tokens / undisturbed(steps)
+    return found
+
+
+def undisturbed(rounds: Sequence[Sequence[float]]) -> float:
+    """Seconds of a round, of which each step ``[rounds, steps]`` takes the median of what it took in all rounds: what
+    the machine does meanwhile falls on few of them, and what a step itself has to do on all."""
+    return float(np.median(np.asarray(rounds, np.float64), axis=0).sum())
 
 
 def ratio(arm: Rounds, stock: Rounds, measure: str) -> Estimate:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from bench.arms import Arm
 from bench.ratios import Found
 
-Round = Generator[None, None, dict[str, float]]
+Round = Generator[None, None, dict[str, Any]]
 """Yields after each turn; returns what the whole round measured."""
+
+
+SETTLE_SECONDS = 0.005
+"""Between two turns: the threads of one engine look out for more work before they sleep, on the time of the other."""
 
 
 class Load(Protocol):
@@ -58,14 +62,15 @@ def measure(running: Sequence[Contender[L]], loads: Sequence[L], rounds: int, un
     return found
 
 
-def in_turns(running: Sequence[Contender[L]], load: L, seed: int) -> dict[str, dict[str, float]]:
+def in_turns(running: Sequence[Contender[L]], load: L, seed: int) -> dict[str, dict[str, Any]]:
     """One round of every arm, turn by turn; who is first in one turn is last in the next."""
     rounds = {one.arm.name: one.round(load, seed) for one in running}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     while rounds:
         for name in list(rounds):
             try:
                 next(rounds[name])
+                time.sleep(SETTLE_SECONDS)
             except StopIteration as ended:
                 found[name] = ended.value
                 del rounds[name]
@@ -75,6 +80,6 @@ def in_turns(running: Sequence[Contender[L]], load: L, seed: int) -> dict[str, d
     return found
 
 
-def alone(one: Contender[L], load: L, seed: int) -> dict[str, float]:
+def alone(one: Contender[L], load: L, seed: int) -> dict[str, Any]:
     """One round of one arm."""
     return in_turns([one], load, seed)[one.arm.name]

@@ -34,12 +34,15 @@ class Workload:
 
 
 class Turns:
-    """A clock that stands still while others have their turn."""
+    """A clock that stands still while others have their turn, and what each step took by it."""
 
     def __init__(self, steps: int = 0, wait: Callable[[], None] | None = None) -> None:
         """``wait`` is called after each ``steps`` steps and returns when it is our turn again; None: nobody waits."""
         self._steps, self._wait = steps, wait
-        self._done, self._waited = 0, 0.0
+        self._waited = 0.0
+        self._begun = time.perf_counter()
+        self.seconds: list[float] = []
+        """Of each step; what comes before the first belongs to it."""
 
     def now(self) -> float:
         """Seconds."""
@@ -47,11 +50,14 @@ class Turns:
 
     def step_done(self) -> None:
         """After each step."""
-        self._done += 1
-        if self._wait and self._steps and self._done % self._steps == 0:
+        now = self.now()
+        self.seconds.append(now - self._begun)
+        self._begun = now
+        if self._wait and self._steps and len(self.seconds) % self._steps == 0:
             begun = time.perf_counter()
             self._wait()
             self._waited += time.perf_counter() - begun
+            self._begun = self.now()
 
 
 def run(

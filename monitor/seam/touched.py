@@ -384,6 +384,18 @@ _STEERING = (
     ),
     Touched(
         "reads",
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        "scheduled_cached_reqs",
+        "whether a step goes on from the one before",
+    ),
+    Touched(
+        "reads",
+        "vllm.v1.core.sched.output:CachedRequestData",
+        "resumed_req_ids",
+        "whether a step goes on from the one before",
+    ),
+    Touched(
+        "reads",
         "vllm.v1.core.sched.output:NewRequestData",
         "req_id, sampling_params",
         "what new requests ask",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from bench.arms import Arm
 from bench.ratios import Found, pairs
 from bench.rounds import Round, in_turns, measure
@@ -67,6 +69,8 @@ def test_a_clock_stands_still_while_others_have_their_turn() -> None:
         turns.step_done()
     assert len(waits) == 2
     assert turns.now() - begun < 0.05
+    assert len(turns.seconds) == 4
+    assert sum(turns.seconds) <= turns.now() - begun + 1e-3
 
 
 def test_of_several_starts_the_medians_are_compared_and_of_one_its_rounds() -> None:
@@ -76,3 +80,12 @@ def test_of_several_starts_the_medians_are_compared_and_of_one_its_rounds() -> N
     ]
     assert pairs(starts) == {"load": {"a": [{"rate": 2.0, "cost": -2.0}, {"rate": 5.0, "cost": -5.0}]}}
     assert pairs(starts[:1]) == starts[0]
+
+
+def test_of_arms_that_alternate_step_by_step_no_step_counts_what_only_one_round_met() -> None:
+    steps = [[0.5, 0.1, 0.1], [0.5, 9.0, 0.1], [7.0, 0.1, 0.1], [0.5, 0.1, 0.1]]
+    rounds = [{"tokens_per_second": 70 / sum(own), "cost": sum(own), "step_seconds": own} for own in steps]
+    starts: list[Found] = [{"load": {"a": rounds}}] * 2
+    (first, _) = pairs(starts)["load"]["a"]
+    assert first["tokens_per_second"] == pytest.approx(70 / 0.7)
+    assert first.keys() == {"tokens_per_second", "cost"}

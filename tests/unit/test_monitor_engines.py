@@ -24,7 +24,7 @@ from monitor.http import make_router
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords
 from monitor.seam.engine import accept_report
-from monitor.seam.outputs import OutputTap
+from monitor.seam.outputs import STEPS_HELD, OutputTap
 from monitor.server_state import HttpState
 from monitor.unscored import Reason, nan_for, reasons
 from monitor.wire import CARRIER, pack
@@ -296,3 +296,89 @@ def test_the_status_is_that_of_all_engines(get: Get) -> None:
 def test_requests_of_every_engine_are_shown(get: Get) -> None:
     assert {line["id"] for line in get("/requests")} == {"cmpl-a", "cmpl-b"}
     assert [get(f"/requests/{id}")["verdict"] for id in ("cmpl-a", "cmpl-b")] == ["flagged", "unscored"]
+
+
+def step_by_step(tap: OutputTap, known: dict[str, Any], first: int, steps: int, **shares: float) -> None:
+    """Of each request one token a step."""
+    for at in range(first, first + steps):
+        parts = [(at, column(score + at)) for score in shares.values()]
+        tap.take(outputs(*shares, message=message(*parts)), known)
+
+
+def test_steps_that_only_go_on_are_accounted_for_together_and_none_is_forgotten() -> None:
+    tap, registry = tap_of(0)
+    known = requests("a", "b")
+    tap.take(outputs("a", "b", message=message((0, column(1, 1)), (0, column(2, 2)))), known)
+    step_by_step(tap, known, 2, STEPS_HELD, a=100, b=200)
+    assert value(registry, SEEN, phase="generation") == 0  # none of them has anything to tell yet
+    step_by_step(tap, known, 2 + STEPS_HELD, 3, a=100, b=200)
+    told = [
+        value(registry, SEEN, phase="generation"),
+        value(registry, SCORED, probe="lie", phase="generation"),
+    ]
+    assert told == [2 * STEPS_HELD, 2 * STEPS_HELD]
+    tap.finished("b", "abort")  # it has had no last output
+    fed = range(2, 2 + STEPS_HELD + 3)
+    assert states_of(tap, "b")[:, 0].tolist() == [2, 2, *(200 + at for at in fed)]
+    assert (
+        value(registry, SEEN, phase="generation")
+        == value(registry, SCORED, probe="lie", phase="generation")
+        == 22
+    )
+    tap.finished("a")
+    assert states_of(tap, "a")[:, 0].tolist() == [1, 1, *(100 + at for at in fed)]
+    (record,) = tap.engines.recent.of("a")
+    assert record.token_ids is not None
+    assert record.token_ids.tolist() == [0, 1] + [9] * (len(fed) + 1)
+
+
+@pytest.mark.parametrize("fault", ["version", "starts", "states", "epoch"])
+def test_a_damaged_step_among_those_that_wait_costs_its_own_tokens_alone(fault: str) -> None:
+    tap, registry = tap_of(0)
+    known = requests("a")
+    tap.take(outputs("a", message=message((0, column(1, 1)))), known)
+    step_by_step(tap, known, 2, 2, a=100)
+    broken = message((4, column(104)))
+    broken[fault] = {"version": 0, "starts": b"x", "states": b"x", "epoch": 77}[fault]
+    tap.take(outputs("a", message=broken), known)
+    step_by_step(tap, known, 5, 2, a=100)
+    tap.finished("a")
+    states = states_of(tap, "a")[:, 0]
+    assert np.isnan(states).tolist() == [False] * 4 + [True] + [False] * 2
+    assert states[[2, 3, 5, 6]].tolist() == [102, 103, 105, 106]
+    unscored = value(
+        registry, "probewatch_tokens_unscored_total", probe="lie", phase="generation", reason="not_delivered"
+    )
+    assert (unscored, value(registry, SCORED, probe="lie", phase="generation")) == (1, 4)
+    assert value(registry, "probewatch_errors_total", stage="frontend") == 1
+
+
+def test_a_step_in_chunks_that_waits_is_one_step() -> None:
+    tap, registry = tap_of(0)
+    known = requests("a", "b")
+    tap.take(outputs("a", "b", message=message((0, column(1, 1)), (0, column(2, 2)))), known)
+    for at in range(2, 6):
+        first, second = outputs("a", "b", message=message((at, column(at)), (at, column(10 * at))))
+        tap.take([first], known)
+        tap.take([second], known)
+    for name in "ab":
+        tap.finished(name)
+    assert states_of(tap, "a")[:, 0].tolist() == [1, 1, 2, 3, 4, 5]
+    assert states_of(tap, "b")[:, 0].tolist() == [2, 2, 20, 30, 40, 50]
+    assert value(registry, SCORED, probe="lie", phase="generation") == 8
+
+
+def test_what_waits_belongs_to_the_engine_it_came_from() -> None:
+    tap, registry = tap_of(0, 1)
+    known = requests("a", "b")
+    for engine, name in enumerate("ab"):
+        tap.comes_from(engine)
+        tap.take(outputs(name, message=message((0, column(1, 1)))), known)
+    for at in range(2, 5):
+        for engine, name in enumerate("ab"):
+            tap.comes_from(engine)
+            tap.take(outputs(name, message=message((at, column(at)), errors=engine)), known)
+    tap.settle()
+    assert tap.frontend is tap.engines[1]
+    assert [value(registry, SCORED, probe="lie", phase="generation", engine=i) for i in "01"] == [3, 3]
+    assert value(registry, "probewatch_errors_total", stage="worker", engine="1") == 3

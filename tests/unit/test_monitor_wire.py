@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from monitor.events import StepScores
 from monitor.unscored import Reason, nan_for, reasons
-from monitor.wire import VERSION, pack, shares, unpack
+from monitor.wire import VERSION, joined, pack, shares, unpack
 from tests.unit.monitor_fakes import ints
 
 
@@ -69,3 +69,41 @@ def test_a_shortened_message_is_refused(part: str) -> None:
     message[part] = message[part][:-8]
     with pytest.raises(ValueError):
         unpack(message)
+
+
+def test_steps_that_go_on_are_joined_to_one_that_delivers_as_much() -> None:
+    steps = [
+        StepScores(
+            ints(1, 1, 1),
+            ints(4 + at, 9 + at, at),
+            np.arange(6, dtype=np.float32).reshape(3, 2) + 100 * at,
+            (at / 8,),
+            errors=at,
+            steered={"calm": 2, **({"late": 1} if at == 3 else {})},
+        )
+        for at in range(4)
+    ]
+    found = joined([pack(step, ints(0, 1, 2)) for step in steps])
+    assert found is not None
+    assert (found.counts.tolist(), found.errors) == ([4, 4, 4], 6)
+    assert found.host_seconds == (0, 0.125, 0.25, 0.375)
+    assert found.steered == {"calm": 8, "late": 1}
+    apart = [list(shares(step)) for step in steps]
+    for row, (start, states) in enumerate(shares(found)):
+        assert start == apart[0][row][0]
+        np.testing.assert_array_equal(states, np.concatenate([step[row][1] for step in apart]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        StepScores(ints(1, 1), ints(5, 6), np.zeros((2, 1), np.float32), (0.0,)),  # a gap
+        StepScores(ints(2, 0), ints(3, 4), np.zeros((2, 1), np.float32), (0.0,)),
+        StepScores(ints(1), ints(3), np.zeros((1, 1), np.float32), (0.0,)),
+        StepScores(ints(1, 1), ints(3, 4), np.zeros((2, 1), np.float32), (0.0,), epoch=1),
+        StepScores(ints(1, 1), ints(3, 4), np.zeros((2, 2), np.float32), (0.0,)),
+    ],
+)
+def test_what_does_not_go_on_is_not_joined(other: StepScores) -> None:
+    first = StepScores(ints(1, 1), ints(2, 3), np.zeros((2, 1), np.float32), (0.0,))
+    assert joined([pack(first, ints(0, 1)), pack(other, range(len(other.counts)))]) is None
