@@ -179,6 +179,11 @@ class ProbeBank:
         return found
 
     @cached_property
+    def state_places(self) -> Selection:
+        """The state columns that belong to a probe."""
+        return selection([c for seat in self.seats for c in range(seat.states.start, seat.states.stop)])
+
+    @cached_property
     def actions(self) -> dict[str, str]:
         """What each probe does, by name."""
         return {seat.probe.manifest.name: seat.probe.manifest.default_action for seat in self.seats}

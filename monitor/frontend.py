@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from monitor.bank import ProbeBank
-from monitor.events import FloatArray
+from monitor.events import FloatArray, ProbeVerdict
 from monitor.jury import Jury
 from monitor.metrics import Metrics
 from monitor.missing import all_missing, missing, undelivered
@@ -211,6 +211,7 @@ class Frontend:
         bank = running.bank
         if bank is None:
             return None
+        verdicts: Mapping[str, ProbeVerdict]
         try:
             states = self._states_of(running, bank)
             verdicts = self._jury(bank).judge(states, running.prompt_tokens)

@@ -6,15 +6,14 @@ The same verdicts as ``monitor.verdict.judge`` (held equal by a test), without a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
-import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat, Selection, selection
-from monitor.events import FloatArray, ProbeVerdict
-from monitor.verdict import judge, nothing_scored
+from monitor.events import FloatArray
+from monitor.verdict import OK, Floats, Verdicts, judge
 from probes.manifest import TokenMask
 from probes.masks import span
 
@@ -26,10 +25,9 @@ TOGETHER = ("mean", "max", "last")
 class _Bench:
     """Probes with one mask, aggregation and statistic."""
 
-    names: tuple[str, ...]
+    places: Selection
+    """Among all probes."""
     columns: Selection
-    thresholds: npt.NDArray[np.float64]
-    """Infinite without one."""
     token_mask: TokenMask
     method: str
     sup_from: int | None
@@ -40,7 +38,13 @@ class Jury:
     """Judges by one bank."""
 
     def __init__(self, bank: ProbeBank) -> None:
-        self._order = [seat.probe.manifest.name for seat in bank.seats]
+        manifests = [seat.probe.manifest for seat in bank.seats]
+        self._order = [manifest.name for manifest in manifests]
+        self._place = {name: index for index, name in enumerate(self._order)}
+        thresholds = [math.inf if m.threshold is None else m.threshold for m in manifests]
+        self._thresholds = np.array(thresholds, np.float64)
+        self.ok = [(name, OK) for name in self._order]
+        """Labels of every probe's verdict where all are ``ok``."""
         self.children = {phase: [(name, phase) for name in self._order] for phase in ("prompt", "generation")}
         """Labels of every probe's token counters, by phase."""
         self.acting = [(name, action) for name, action in bank.actions.items() if action != "observe"]
@@ -60,63 +64,48 @@ class Jury:
                 alike.setdefault(key, []).append(seat)
             else:
                 self._alone.append(seat)
-        self._benches = [(_bench(seats), seats) for seats in alike.values()]
+        self._benches = [(_bench(seats, self._place), seats) for seats in alike.values()]
 
-    def judge(self, states: FloatArray, prompt_tokens: int) -> dict[str, ProbeVerdict]:
+    def judge(self, states: FloatArray, prompt_tokens: int) -> Verdicts:
         """``states [T, K]`` as the bank lays them out, NaN where unscored; row ``t`` is position ``t``."""
-        found: dict[str, ProbeVerdict] = {}
+        found = Verdicts(self._order, self._thresholds)
         alone = list(self._alone)
         for bench, seats in self._benches:
             inside = span(len(states), prompt_tokens, bench.token_mask)
-            if inside is None:
+            own = None if inside is None else states[inside, bench.columns]
+            if inside is None or own is None or not np.isfinite(own).all():
                 alone += seats
-                continue
-            own = states[inside, bench.columns]
-            if not len(own):
-                thresholds = zip(bench.names, bench.thresholds.tolist(), strict=True)
-                found.update((name, nothing_scored(threshold)) for name, threshold in thresholds)
-            elif np.isfinite(own).all():
-                found.update(_verdicts(bench, own, inside.start))
-            else:
-                alone += seats
+            elif len(own):
+                peaks = own.argmax(axis=0) + inside.start
+                found.fill(bench.places, _statistics(bench, own), peaks, len(own))
         for seat in alone:
-            found[seat.probe.manifest.name] = judge(seat.probe, states[:, seat.states], prompt_tokens)
-        return {name: found[name] for name in self._order}
+            name = seat.probe.manifest.name
+            found.put(self._place[name], judge(seat.probe, states[:, seat.states], prompt_tokens))
+        return found
 
 
-def _bench(seats: list[Seat]) -> _Bench:
-    manifests = [seat.probe.manifest for seat in seats]
-    first = manifests[0]
+def _bench(seats: list[Seat], place: Mapping[str, int]) -> _Bench:
+    first = seats[0].probe.manifest
     return _Bench(
-        names=tuple(m.name for m in manifests),
+        places=selection([place[seat.probe.manifest.name] for seat in seats]),
         columns=selection([seat.states.start for seat in seats]),
-        thresholds=np.array([math.inf if m.threshold is None else m.threshold for m in manifests]),
         token_mask=first.token_mask,
         method=first.aggregation.method,
         sup_from=first.aggregation.min_tokens if first.statistic == "running_sup" else None,
     )
 
 
-def _verdicts(bench: _Bench, own: FloatArray, first: int) -> dict[str, ProbeVerdict]:
-    """``own [n, P]``: finite scores of the in-mask tokens, which stand at positions ``first`` and on."""
-    scores = _statistics(bench, own.astype(np.float64))
-    flagged = scores > bench.thresholds
-    peaks = own.argmax(axis=0) + first
-    score, threshold, crossed, peak = (one.tolist() for one in (scores, bench.thresholds, flagged, peaks))
-    unscored, counted = repeat(False), repeat(len(own))
-    # In the order of its fields: by name it takes more than twice as long.
-    rows = zip(score, threshold, crossed, unscored, peak, counted, strict=False)
-    return dict(zip(bench.names, map(ProbeVerdict._make, rows), strict=True))
-
-
-def _statistics(bench: _Bench, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[n, P] -> [P]"""
+def _statistics(bench: _Bench, own: FloatArray) -> Floats:
+    """``own [n, P]``, finite scores of the in-mask tokens -> ``[P]``"""
     n = len(own)
-    if bench.sup_from is None or n < bench.sup_from:
-        final = {"mean": lambda: own.mean(axis=0), "max": lambda: own.max(axis=0), "last": lambda: own[-1]}
-        return np.asarray(final[bench.method]())
     if bench.method == "max":
-        return np.asarray(own.max(axis=0))
-    if bench.method == "mean":
-        own = own.cumsum(axis=0) / np.arange(1, n + 1)[:, None]
-    return np.asarray(own[bench.sup_from - 1 :].max(axis=0))
+        found = own.max(axis=0)
+    elif bench.sup_from is None or n < bench.sup_from:
+        found = own[-1] if bench.method == "last" else own.mean(axis=0, dtype=np.float64)
+    else:
+        running = own
+        if bench.method == "mean":
+            running = np.cumsum(own, axis=0, dtype=np.float64)
+            running /= np.arange(1, n + 1)[:, None]
+        found = running[bench.sup_from - 1 :].max(axis=0)
+    return np.asarray(found, np.float64)

@@ -10,7 +10,7 @@ from monitor.drift import Drift
 from monitor.events import ProbeVerdict
 from monitor.jury import Jury
 from monitor.metrics import Metrics
-from monitor.verdict import of_probe
+from monitor.verdict import Verdicts, of_probe
 
 
 class Publisher:
@@ -38,11 +38,14 @@ class Publisher:
 
     def publish(self, verdicts: Mapping[str, ProbeVerdict], jury: Jury) -> None:
         """One sequence has been judged."""
-        outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]
-        alerts = [(name, action) for name, action in jury.acting if verdicts[name].flagged]
-        with self._metrics.together():
-            self._metrics.inc_each("probewatch_requests_total", outcomes)
-            self._metrics.inc_each("probewatch_alerts_total", alerts)
+        if isinstance(verdicts, Verdicts) and verdicts.quiet:
+            self._metrics.inc_all("probewatch_requests_total", jury.ok, by=1)
+        else:
+            outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]
+            alerts = [(name, action) for name, action in jury.acting if verdicts[name].flagged]
+            with self._metrics.together():
+                self._metrics.inc_each("probewatch_requests_total", outcomes)
+                self._metrics.inc_each("probewatch_alerts_total", alerts)
         for content, iqr in jury.calibrated:
             name, verdict = content[0], verdicts[content[0]]
             if verdict.score is None:

@@ -48,8 +48,7 @@ class Record:
     @property
     def coverage(self) -> dict[str, float | None]:
         """Share of fed tokens that every probe scored, by phase; None where nothing was fed."""
-        columns = [c for seat in self.bank.seats for c in range(seat.states.start, seat.states.stop)]
-        scored = np.asarray(np.isfinite(self.states[:, columns]).all(axis=1))
+        scored = np.asarray(np.isfinite(self.states[:, self.bank.state_places]).all(axis=1))
         prompt, generated = scored[: self.prompt_tokens], scored[self.prompt_tokens :]
         return {
             "prompt": float(prompt.mean()) if len(prompt) else None,
