@@ -80,7 +80,7 @@ def main() -> int:
         default=6,
         help="of all engines; an interval takes 6 of them, or of the rounds of a single one",
     )
-    parser.add_argument("--rounds", type=int, default=8, help="after each start")
+    parser.add_argument("--rounds", type=int, default=6, help="after each start")
     parser.add_argument("--minutes", type=float, default=34.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",

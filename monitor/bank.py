@@ -21,8 +21,8 @@ Selection = slice | npt.NDArray[np.intp]
 
 LARGEST_BIAS = 2.0**16
 """Beyond it, float32 can no longer tell the factors of an affine state from its bias."""
-FEW = 64
-"""Probes whose numbers are gathered one by one."""
+FEW = 4096
+"""Numbers of a step's taps that are gathered one by one; of more, each layer's are added as a whole."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Few:
     def fits(seats: Sequence[Seat]) -> bool:
         """Whether these seats are such."""
         affine = all(seat.bias is not None for seat in seats)
-        return 0 < len(seats) <= FEW and affine and len({len(seat.layer_rows) for seat in seats}) == 1
+        return len(seats) > 0 and affine and len({len(seat.layer_rows) for seat in seats}) == 1
 
     def states(self, projections: FloatArray) -> FloatArray:
         """``[L, T, C]`` to ``[T, K]``; added in the order of the layers, as ``_AffineGroup`` is."""
@@ -209,7 +209,7 @@ class ProbeBank:
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
-        if self._few is not None:
+        if self._few is not None and projections.size <= FEW:
             return self._few.states(projections)
         make = np.zeros if self._gaps else np.empty  # gaps between probes are 0
         states = make((projections.shape[1], self.state_columns), np.float32)

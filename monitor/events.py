@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +97,7 @@ class StepScores(NamedTuple):
     gated: tuple[tuple[int, int, int], ...] = ()
     """(row of the request, position of its first token that may be steered, KV block of that token or -1 where it comes
     later) of gates that opened; as ``stops``."""
-    steered: Mapping[str, int] = MappingProxyType({})
+    steered: Mapping[str, int] = {}
     """Rows that each vector has touched since the last step that was delivered."""
 
     def with_errors(self, errors: int) -> StepScores:

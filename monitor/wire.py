@@ -67,6 +67,11 @@ def unpack(message: dict[str, Any]) -> StepScores:
     )
 
 
+def requests_of(message: dict[str, Any]) -> int:
+    """How many requests a message speaks of."""
+    return len(message["counts"]) // np.dtype(np.int64).itemsize
+
+
 def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     """Steps that each delivered the next token of the same requests, as one step that delivered several of each.
 
@@ -89,7 +94,7 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     return StepScores(
         counts * len(messages),
         starts[0],
-        states.transpose(1, 0, 2).reshape(-1, shape[2]),
+        states.transpose(1, 0, 2).reshape(shape[0] * shape[1], shape[2]),
         tuple([float(seconds) for message in messages for seconds in message["host_seconds"]]),
         sum([int(message["errors"]) for message in messages]),
         int(first["epoch"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -18,7 +19,7 @@ from monitor.frontend import Arrival, Frontend, Running
 from monitor.records import reply
 from monitor.response_ids import locate
 from monitor.seam.patching import wrap
-from monitor.wire import CARRIER, joined, shares, unpack
+from monitor.wire import CARRIER, joined, requests_of, shares, unpack
 
 logger = logging.getLogger("probewatch")
 
@@ -27,6 +28,8 @@ STOPPED_BY = "probe:"
 STEPS_HELD = 8
 """Whose accounting may wait: after a forward pass nothing of it is in the processor's caches, and eight in a row take
 a fraction of eight times one."""
+SECONDS_HELD = 1.0
+"""And for how long, where steps are slow."""
 
 
 class _Held(NamedTuple):
@@ -36,13 +39,16 @@ class _Held(NamedTuple):
     message: dict[str, Any]
     names: list[str]
     tokens: list[int]
+    since: float
+    """Monotonic seconds."""
 
 
 class OutputTap:
     """Follows the sequences of one ``OutputProcessor``, which may serve several engines.
 
     A sequence that begins or ends is accounted for at once, and whatever came before it with it; what only goes on
-    waits for up to ``STEPS_HELD`` steps, the tokens as well as their scores.
+    waits for up to ``STEPS_HELD`` steps, the tokens as well as their scores. A step that came without scores never
+    waits.
     """
 
     def __init__(self, engines: Engines, plan: Plan) -> None:
@@ -90,16 +96,27 @@ class OutputTap:
             tokens.append(new[0])
         if not names or carrying != (outputs[0].kv_transfer_params is not None):
             return False
-        message = _pop_message(outputs[0])
-        if message is not None:
-            if len(self._held) >= STEPS_HELD:
-                self.settle()
-            self._held.append(_Held(self.frontend, message, names, tokens))
-            return True
-        if self._held:  # a further chunk of that step
-            self._held[-1].names.extend(names)
-            self._held[-1].tokens.extend(tokens)
-        return bool(self._held)
+        message, now = outputs[0].kv_transfer_params, time.monotonic()
+        if message is None:
+            return self._hold_more(names, tokens)
+        if len(self._held) >= STEPS_HELD or (self._held and now - self._held[0].since > SECONDS_HELD):
+            self.settle()
+        found = _pop_message(outputs[0])
+        if found is not None:
+            self._held.append(_Held(self.frontend, found, names, tokens, now))
+        return found is not None
+
+    def _hold_more(self, names: Sequence[str], tokens: Sequence[int]) -> bool:
+        """Whether outputs that come without scores are a further chunk of the latest step, and not a step that lost
+        them."""
+        last = self._held[-1] if self._held else None
+        if last is None or last.frontend is not self.frontend:
+            return False
+        if len(last.names) + len(names) > requests_of(last.message):
+            return False
+        last.names.extend(names)
+        last.tokens.extend(tokens)
+        return True
 
     def settle(self) -> None:
         """Accounts for what waits."""
@@ -123,10 +140,14 @@ class OutputTap:
             step = joined([one.message for one in held])
             if step is None or len(step.counts) != len(names):
                 return False
-            self._note(step)
-            self._shares, self._epoch = shares(step), step.epoch
+            self._check(step)
         except Exception:
             return False  # one by one it will be told what is wrong
+        try:
+            self._note(step)
+        except Exception as error:
+            self.failed(error)
+        self._shares, self._epoch = shares(step), step.epoch
         self._arrive(self._arrivals(names, np.array([one.tokens for one in held]).T.tolist()))
         return True
 
@@ -180,6 +201,7 @@ class OutputTap:
         self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
         try:
             step = unpack(message)
+            self._check(step)
             self._note(step)
             self._shares, self._epoch = shares(step), step.epoch
         except Exception as error:
@@ -189,7 +211,7 @@ class OutputTap:
         """Of the next output: the first position, and the states if they came."""
         return next(self._shares, (0, None))
 
-    def _note(self, step: StepScores) -> None:
+    def _check(self, step: StepScores) -> None:
         bank = self.frontend.bank_of(step.epoch)
         if bank is None or step.states.shape[1] != bank.state_columns:
             expected = "unknown" if bank is None else str(bank.state_columns)
@@ -197,6 +219,10 @@ class OutputTap:
                 f"states of {step.states.shape[1]} columns in epoch {step.epoch}, {expected} expected; restart the "
                 "whole server"
             )
+
+    def _note(self, step: StepScores) -> None:
+        bank = self.frontend.bank_of(step.epoch)
+        assert bank is not None
         metrics = self.frontend.metrics
         for seconds in step.host_seconds:
             metrics.observe("probewatch_step_overhead_seconds", value=seconds)

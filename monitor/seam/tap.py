@@ -34,7 +34,7 @@ SETTLED = frozenset(("positions", "slots", "starts"))
 UNWRITTEN = float(nan_for(Reason.TAP_SILENT))
 WIDEST_KERNEL = 64
 """Columns up to which the monitor's own kernel multiplies."""
-WIDEST_LOOP = 64
+WIDEST_LOOP = 16
 """Columns up to which a CPU's compiler makes the product itself, in the loop that makes the next norm."""
 _libraries: list[torch.library.Library] = []
 """One that is collected takes its operations with it."""
@@ -53,14 +53,22 @@ def _tap(
 def in_graph(residual: Tensor, weight: Tensor, scores: Tensor, squared_norms: Tensor) -> None:
     """The same for the compiler of a CPU: to call an operation of ours between two layers costs more there than the
     product itself (docs/performance.md). ``weight`` should lie ``[C, d]`` in memory: ``laid_out``."""
-    x = residual.reshape(-1, weight.shape[0]).float()
-    n = x.shape[0]
+    stream = residual.reshape(-1, weight.shape[0])
+    n, x = stream.shape[0], stream.float()
     if weight.shape[1] <= WIDEST_LOOP:
         scores[:n] = (x.unsqueeze(1) * weight.T).sum(-1)
     else:
-        scores[:n] = x @ weight
+        scores[:n] = _rounded(stream) @ weight
     if squared_norms.shape[0]:
         squared_norms[:n] = (x * x).sum(-1)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """In float32, what the model's dtype can hold: the compiler makes the sum of a block in float32, and would write
+    that for the product to read. Inside a loop these shifts would cost the loop its vector instructions."""
+    if x.dtype == torch.bfloat16:
+        return (x.view(torch.int16).to(torch.int32) << 16).view(torch.float32)
+    return x.float()
 
 
 def laid_out(weights: Tensor, device: torch.device) -> Tensor:

@@ -97,7 +97,8 @@ class Batches:
 
     def _remember(self, view: StepView, runner: Any) -> None:
         self._last = None
-        if view.decodes and view.adapters is None:
+        goes_on = view.decodes and bool((view.known_tokens == view.first_position + 1).all())
+        if goes_on and view.adapters is None:
             block_size = int(runner.input_batch.block_table[self._group].block_size)
             self._last, self._ids = view, list(view.request_ids)
             self._ahead, self._reached = view.slots - view.first_position, int(view.first_position.sum())

@@ -24,7 +24,7 @@ from monitor.http import make_router
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords
 from monitor.seam.engine import accept_report
-from monitor.seam.outputs import STEPS_HELD, OutputTap
+from monitor.seam.outputs import SECONDS_HELD, STEPS_HELD, OutputTap
 from monitor.server_state import HttpState
 from monitor.unscored import Reason, nan_for, reasons
 from monitor.wire import CARRIER, pack
@@ -382,3 +382,50 @@ def test_what_waits_belongs_to_the_engine_it_came_from() -> None:
     assert tap.frontend is tap.engines[1]
     assert [value(registry, SCORED, probe="lie", phase="generation", engine=i) for i in "01"] == [3, 3]
     assert value(registry, "probewatch_errors_total", stage="worker", engine="1") == 3
+
+
+def test_steps_that_lose_their_scores_are_told_at_once() -> None:
+    tap, registry = tap_of(0)
+    known = requests("a")
+    tap.take(outputs("a", message=message((0, column(1, 1)))), known)
+    step_by_step(tap, known, 2, 3, a=100)
+    for lost in range(1, 4):
+        tap.take(outputs("a", message=None), known)
+        unscored = value(
+            registry,
+            "probewatch_tokens_unscored_total",
+            probe="lie",
+            phase="generation",
+            reason="not_delivered",
+        )
+        assert unscored == lost
+    assert value(registry, SCORED, probe="lie", phase="generation") == 3
+
+
+def test_a_step_without_scores_is_its_own_engines() -> None:
+    tap, registry = tap_of(0, 1)
+    known = requests("a", "b", "c")
+    tap.take(outputs("a", message=message((0, column(1, 1)))), known)
+    tap.comes_from(1)
+    tap.take(outputs("b", "c", message=message((0, column(1, 1)), (0, column(1, 1)))), known)
+    tap.take(
+        outputs("b", message=message((2, column(1)), (2, column(1)))), known
+    )  # the chunk with c comes last
+    tap.comes_from(0)
+    tap.take(outputs("a", message=None), known)
+    tap.comes_from(1)
+    tap.take(outputs("c", message=None), known)
+    tap.settle()
+    assert [value(registry, SEEN, phase="generation", engine=i) for i in "01"] == [1, 2]
+
+
+def test_what_waits_does_not_wait_long_where_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    tap, registry = tap_of(0)
+    known = requests("a")
+    tap.take(outputs("a", message=message((0, column(1, 1)))), known)
+    now = 100.0
+    monkeypatch.setattr("monitor.seam.outputs.time.monotonic", lambda: now)
+    step_by_step(tap, known, 2, 1, a=100)
+    now += SECONDS_HELD + 0.1
+    step_by_step(tap, known, 3, 1, a=100)
+    assert value(registry, SCORED, probe="lie", phase="generation") == 1
