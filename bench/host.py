@@ -2,7 +2,8 @@
 
 A decode step of 256 running requests with probes on 3 layers (8, or ``--probes``): what the worker does with it
 (``StepReader``), what the scheduler's process does (packing the message), and what the API server does (accounting).
-CPU time of the one thread: on a quiet machine it is the time that passes, on a busy one still the work.
+CPU time of the one thread: on a quiet machine it is the time that passes, on a busy one still the work. ``--cold``: as
+after a forward pass, which leaves nothing of all that in the processor's caches.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,12 +139,29 @@ class Bench:
         return output
 
 
-def measure(probes: int, requests: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of every step, by part. Ends the benchmark if not every token was scored."""
+class Weights:
+    """What a forward pass reads before the host has its turn: more than any cache holds."""
+
+    def __init__(self) -> None:
+        self._matrix = torch.randn(4096, 32768, dtype=torch.bfloat16)
+        self._rows = torch.randn(8, 4096, dtype=torch.bfloat16)
+
+    def read(self) -> None:
+        """All of it."""
+        torch.mm(self._rows, self._matrix)
+
+
+def measure(
+    probes: int, requests: int, steps: int, between: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of every step, by part; ``between`` is called before each. Ends the benchmark if not every token was
+    scored."""
     worker, scheduler, server = [], [], []
 
     def delivered(bench: Bench) -> list[Any]:
+        between()
         output, outputs = bench.worker(), bench.outputs()
+        between()
         started = time.thread_time()
         deliver(None, {0: SimpleNamespace(outputs=outputs)}, output)
         scheduler.append(time.thread_time() - started)
@@ -158,9 +177,11 @@ def measure(probes: int, requests: int, steps: int) -> dict[str, list[float]]:
     bench = Bench(probes, requests)
     for _ in range(steps):
         outputs = delivered(bench)
+        between()
         started = time.thread_time()
         bench.tap.take(outputs, bench.states)
         server.append(time.thread_time() - started)
+    bench.tap.settle()
     scored = bench.engines.first.metrics.total("probewatch_tokens_scored_total", "bench-0")
     if scored != requests * steps:
         raise SystemExit(
@@ -190,11 +211,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.host", description=__doc__.splitlines()[0])
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--cold", action="store_true", help="empty the processor's caches before each part")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    parts = measure(args.probes, args.requests, STEPS)
+    steps = STEPS // 4 if args.cold else STEPS
+    parts = measure(args.probes, args.requests, steps, Weights().read if args.cold else lambda: None)
     print(
-        f"{args.requests} running requests, {args.probes} probes on {LAYERS} layers, {STEPS} steps; microseconds a step"
+        f"{args.requests} running requests, {args.probes} probes on {LAYERS} layers, {steps} steps"
+        f"{', cold' * args.cold}; microseconds a step"
     )
     for name, seconds in parts.items():
         middle, slow = statistics.median(seconds) * 1e6, float(np.percentile(seconds, 99)) * 1e6

@@ -12,6 +12,7 @@ from probes.estimate import Estimate, median
 
 MEASURES = {
     "tokens_per_second": "throughput",
+    "tokens_per_second_plain": "throughput, median round",
     "inter_token_seconds": "inter-token latency, median",
     "inter_token_p99_seconds": "inter-token latency, 99th percentile",
     "first_token_seconds": "time to first token, median",
@@ -41,13 +42,18 @@ def _middle(rounds: Rounds) -> dict[str, Any]:
     steps = [one[STEPS] for one in rounds if STEPS in one]
     if steps and len({len(one) for one in steps}) == 1:
         tokens = rounds[0]["tokens_per_second"] * sum(steps[0])
-        found["tokens_per_second"] = tokens / undisturbed(steps)
+        found = {
+            "tokens_per_second": tokens / undisturbed(steps),
+            "tokens_per_second_plain": found["tokens_per_second"],
+            **{name: figure for name, figure in found.items() if name != "tokens_per_second"},
+        }
     return found
 
 
 def undisturbed(rounds: Sequence[Sequence[float]]) -> float:
     """Seconds of a round, of which each step ``[rounds, steps]`` takes the median of what it took in all rounds: what
-    the machine does meanwhile falls on few of them, and what a step itself has to do on all."""
+    the machine does meanwhile falls on few of them, and what a step itself has to do on all. So does what the monitor
+    does at other steps in each round (a collection of Python's garbage): the median round beside it has that."""
     return float(np.median(np.asarray(rounds, np.float64), axis=0).sum())
 
 
