@@ -35,7 +35,6 @@ from bench.running import (
 )
 from bench.workload import Workload
 
-TURN_STEPS = 1
 DEFAULT_ARMS = ("8 probes", "8 probes all layers", "1000 probes")
 
 
@@ -44,7 +43,7 @@ def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: in
     """The engines of all arms, beginning with arm ``first``; they start side by side where ``--together`` says so."""
     engine = engine_arguments(args.loads, json.loads(args.engine))
     env = environment(args.processes == 1, kv_gib(config_of(args.model).to_dict(), args.loads))
-    turn_steps = TURN_STEPS if args.processes == 1 else 0  # an engine of its own would not wait
+    alternating = args.processes == 1  # an engine of its own would not wait
     running: list[Running] = []
     try:
         names = [STOCK, AGAIN, *args.arms]
@@ -53,7 +52,7 @@ def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: in
                 print(reason, flush=True)
                 continue
             log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
-            running.append(started(ARMS[name], model, folder, engine, log, env, turn_steps))
+            running.append(started(ARMS[name], model, folder, engine, log, env, alternating))
             if not args.together:
                 _up(running[-1])
         if args.together:

@@ -1,4 +1,4 @@
-"""One arm: an engine in its own process that runs a round, or a turn of it, for each line on standard input."""
+"""One arm: an engine in its own process that runs a round, or a step of it, for each line on standard input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _compiled() -> dict[str, float]:
 
 
 def main() -> None:
-    """Reads one JSON line of settings, then a JSON line a round or a turn; answers each with one JSON line."""
+    """Reads one JSON line of settings, then a JSON line a round or a step; answers each with one JSON line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM writes to standard output; the answers must stay alone on theirs
     job, own = json.loads(sys.stdin.readline()), psutil.Process()
@@ -55,12 +55,12 @@ def main() -> None:
     while line := sys.stdin.readline():
         asked = json.loads(line)
         before = cpu_seconds(own)
-        turns = Turns(job["turn_steps"], wait)
+        turns = Turns(wait if job["alternating"] else None)
         result: dict[str, Any] = run(llm, Workload(*asked["load"]), asked["seed"], job["wish"], turns)
         result["cpu_seconds"] = cpu_seconds(own) - before
         result["memory_mib"] = peak_mib(own)
         result["coverage"] = _coverage(llm)
-        if job["turn_steps"]:
+        if job["alternating"]:
             result["step_seconds"] = turns.seconds
         print(json.dumps(result), file=answers)
 

@@ -112,11 +112,11 @@ def started(
     engine: dict[str, Any],
     log: Path,
     env: Mapping[str, str],
-    turn_steps: int = 0,
+    alternating: bool = False,
 ) -> Running:
     """An engine that is on its way up; its first ``answer`` says that it is there.
 
-    ``turn_steps``: of the engine, after which others have their turn; 0: a round is one turn."""
+    ``alternating``: others have their turn after each step; else a round is one turn."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.arm"],
@@ -128,5 +128,5 @@ def started(
             env={**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)},
         )
     running = Running(arm, process, log)
-    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "turn_steps": turn_steps})
+    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "alternating": alternating})
     return running

@@ -36,10 +36,9 @@ class Workload:
 class Turns:
     """A clock that stands still while others have their turn, and what each step took by it."""
 
-    def __init__(self, steps: int = 0, wait: Callable[[], None] | None = None) -> None:
-        """``wait`` is called after each ``steps`` steps and returns when it is our turn again; None: nobody waits."""
-        self._steps, self._wait = steps, wait
-        self._waited = 0.0
+    def __init__(self, wait: Callable[[], None] | None = None) -> None:
+        """``wait`` is called after each step and returns when it is our turn again; None: nobody waits."""
+        self._wait, self._waited = wait, 0.0
         self._begun = time.perf_counter()
         self.seconds: list[float] = []
         """Of each step; what comes before the first belongs to it."""
@@ -53,7 +52,7 @@ class Turns:
         now = self.now()
         self.seconds.append(now - self._begun)
         self._begun = now
-        if self._wait and self._steps and len(self.seconds) % self._steps == 0:
+        if self._wait:
             begun = time.perf_counter()
             self._wait()
             self._waited += time.perf_counter() - begun

@@ -21,8 +21,6 @@ Selection = slice | npt.NDArray[np.intp]
 
 LARGEST_BIAS = 2.0**16
 """Beyond it, float32 can no longer tell the factors of an affine state from its bias."""
-FEW = 4096
-"""Numbers of a step's taps that are gathered one by one; of more, each layer's are added as a whole."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +49,6 @@ class _AffineGroup:
     columns: Selection
     states: Selection
     bias: FloatArray
-
-
-class _Few:
-    """Affine probes of as many layers each, in the order of their states: their numbers are gathered, not added layer
-    by layer, which takes fewer calls where the calls and not the numbers cost."""
-
-    def __init__(self, seats: Sequence[Seat]) -> None:
-        ordered = sorted(seats, key=lambda seat: seat.states.start)
-        self._rows = np.array([seat.layer_rows for seat in ordered], np.intp).T  # [layers, K]
-        self._columns = np.array([seat.columns.start for seat in ordered], np.intp)
-        self._bias = np.array([seat.bias for seat in ordered], np.float32)
-        self._places: dict[int, list[npt.NDArray[np.intp]]] = {}
-        """By width of a tap: where the numbers of each layer lie in a token's."""
-
-    @staticmethod
-    def fits(seats: Sequence[Seat]) -> bool:
-        """Whether these seats are such."""
-        affine = all(seat.bias is not None for seat in seats)
-        return len(seats) > 0 and affine and len({len(seat.layer_rows) for seat in seats}) == 1
-
-    def states(self, projections: FloatArray) -> FloatArray:
-        """``[L, T, C]`` to ``[T, K]``; added in the order of the layers, as ``_AffineGroup`` is."""
-        layers, rows, width = projections.shape
-        if width not in self._places:
-            self._places[width] = list(self._rows * width + self._columns)
-        flat = projections.transpose(1, 0, 2).reshape(rows, layers * width)
-        first, *others = self._places[width]
-        found: FloatArray = flat.take(first, axis=1)
-        found += self._bias
-        for other in others:
-            found += flat.take(other, axis=1)
-        return found
 
 
 class ProbeBank:
@@ -141,7 +107,6 @@ class ProbeBank:
         self._gaps = self.state_columns > sum(seat.states.stop - seat.states.start for seat in seats)
         self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
-        self._few = _Few(seats) if not self._gaps and _Few.fits(seats) else None
 
     def _seat(self, probe: Probe, columns: _Room, states: _Room) -> Seat:
         missing = [layer for layer in probe.manifest.layers if layer not in self.layers]
@@ -209,8 +174,6 @@ class ProbeBank:
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
         """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
-        if self._few is not None and projections.size <= FEW:
-            return self._few.states(projections)
         make = np.zeros if self._gaps else np.empty  # gaps between probes are 0
         states = make((projections.shape[1], self.state_columns), np.float32)
         for group in self._affine:

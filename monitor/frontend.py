@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -12,14 +12,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from monitor.bank import ProbeBank
-from monitor.events import FloatArray, ProbeVerdict
+from monitor.events import FloatArray
 from monitor.jury import Jury
 from monitor.metrics import Metrics
 from monitor.missing import all_missing, missing, undelivered
 from monitor.publisher import Publisher
 from monitor.records import RecentRecords, Record
 from monitor.unscored import Reason, fill
-from monitor.verdict import nothing_scored, of_sequence
+from monitor.verdict import OK, of_sequence
 
 Listener = Callable[[Record], None]
 _PHASES = {phase: [(phase,)] for phase in ("prompt", "generation")}
@@ -211,15 +211,14 @@ class Frontend:
         bank = running.bank
         if bank is None:
             return None
-        verdicts: Mapping[str, ProbeVerdict]
+        jury = self._jury(bank)
         try:
             states = self._states_of(running, bank)
-            verdicts = self._jury(bank).judge(states, running.prompt_tokens)
+            verdicts = jury.judge(states, running.prompt_tokens)
         except Exception as error:  # a sequence that cannot be judged is unscored, and not forgotten
             self.error("frontend", error)
             states = undelivered(running.fed, bank)
-            manifests = [seat.probe.manifest for seat in bank.seats]
-            verdicts = {manifest.name: nothing_scored(manifest.threshold) for manifest in manifests}
+            verdicts = jury.undecided()
         ids = (
             None
             if running.prompt_ids is None
@@ -234,7 +233,7 @@ class Frontend:
             model=self.model_name,
             finished_at=time.time(),
             finish_reason=finish_reason,
-            verdict=of_sequence(verdicts, bank.actions),
+            verdict=OK if verdicts.quiet else of_sequence(verdicts, bank.actions),
             verdicts=verdicts,
             bank=bank,
             prompt_tokens=running.prompt_tokens,
@@ -242,7 +241,7 @@ class Frontend:
             states=states,
             traceparent=running.traceparent,
         )
-        self._publisher.publish(verdicts, self._jury(bank))
+        self._publisher.publish(verdicts, jury)
         self.recent.add(record)
         for listener in self.listeners:
             listener(record)

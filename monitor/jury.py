@@ -66,9 +66,13 @@ class Jury:
                 self._alone.append(seat)
         self._benches = [(_bench(seats, self._place), seats) for seats in alike.values()]
 
+    def undecided(self) -> Verdicts:
+        """That no probe has a score of any token that counts."""
+        return Verdicts(self._order, self._thresholds)
+
     def judge(self, states: FloatArray, prompt_tokens: int) -> Verdicts:
         """``states [T, K]`` as the bank lays them out, NaN where unscored; row ``t`` is position ``t``."""
-        found = Verdicts(self._order, self._thresholds)
+        found = self.undecided()
         alone = list(self._alone)
         for bench, seats in self._benches:
             inside = span(len(states), prompt_tokens, bench.token_mask)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from monitor.bank import ProbeBank
 from monitor.drift import Drift
-from monitor.events import ProbeVerdict
 from monitor.jury import Jury
 from monitor.metrics import Metrics
 from monitor.verdict import Verdicts, of_probe
@@ -36,9 +34,9 @@ class Publisher:
             self._metrics.add_probe(seat.probe)
             self._drift.setdefault((manifest.name, manifest.tensors_sha256), Drift(manifest))
 
-    def publish(self, verdicts: Mapping[str, ProbeVerdict], jury: Jury) -> None:
+    def publish(self, verdicts: Verdicts, jury: Jury) -> None:
         """One sequence has been judged."""
-        if isinstance(verdicts, Verdicts) and verdicts.quiet:
+        if verdicts.quiet:
             self._metrics.inc_all("probewatch_requests_total", jury.ok, by=1)
         else:
             outcomes = [(name, of_probe(verdict)) for name, verdict in verdicts.items()]

@@ -26,9 +26,18 @@ def row_owners(counts: IntArray) -> tuple[IntArray, IntArray]:
 @functools.lru_cache(maxsize=4096)
 def ones(n: int) -> IntArray:
     """``[n]``, not to be written."""
-    found = np.ones(n, np.int64)
-    found.flags.writeable = False
-    return found
+    return _fixed(np.ones(n, np.int64))
+
+
+@functools.lru_cache(maxsize=4096)
+def upto(n: int) -> IntArray:
+    """0 .. n - 1, not to be written."""
+    return _fixed(np.arange(n))
+
+
+def _fixed(array: IntArray) -> IntArray:
+    array.flags.writeable = False
+    return array
 
 
 def slots_at(block_table: IntArray, block_size: int, owner: IntArray, positions: IntArray) -> IntArray:

@@ -46,11 +46,6 @@ def judge(probe: Probe, states: FloatArray, prompt_tokens: int) -> ProbeVerdict:
     )
 
 
-def nothing_scored(threshold: float | None) -> ProbeVerdict:
-    """Of a probe that has no score of any token that counts."""
-    return ProbeVerdict(None, math.inf if threshold is None else threshold, False, True, None, 0)
-
-
 class Verdicts(Mapping[str, ProbeVerdict]):
     """Of many probes on one sequence, as columns ``[P]``: most are never looked at one by one."""
 
@@ -112,8 +107,6 @@ def of_probe(verdict: ProbeVerdict) -> str:
 
 def of_sequence(verdicts: Mapping[str, ProbeVerdict], actions: Mapping[str, str]) -> str:
     """The verdict of a sequence: only probes whose action is not ``observe`` count."""
-    if isinstance(verdicts, Verdicts) and verdicts.quiet:
-        return OK
     return worst([of_probe(v) for name, v in verdicts.items() if actions[name] != "observe"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -16,9 +16,7 @@ from monitor.attach import Plan
 from monitor.engines import Engines
 from monitor.events import FloatArray, StepScores
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.records import reply
 from monitor.response_ids import locate
-from monitor.seam.patching import wrap
 from monitor.wire import CARRIER, joined, requests_of, shares, unpack
 
 logger = logging.getLogger("probewatch")
@@ -75,9 +73,9 @@ class OutputTap:
         try:
             if self._hold(outputs):
                 return
-            self.settle()
         except Exception as error:
             self.failed(error)
+        self.settle()
         # vLLM's front end finds stop strings by itself: then the engine's output names no reason.
         self._reasons = {o.request_id: str(o.finish_reason) for o in outputs if o.finish_reason is not None}
         self._account(outputs, request_states)
@@ -119,43 +117,49 @@ class OutputTap:
         return True
 
     def settle(self) -> None:
-        """Accounts for what waits."""
+        """Accounts for what waits. Never raises."""
         held, self._held = self._held, []
         current = self.frontend
         for frontend, steps in groupby(held, key=attrgetter("frontend")):
             self.frontend = frontend
-            waiting = list(steps)
-            if not self._settle_together(waiting):
-                for one in waiting:
-                    self._read(one.message)
-                    self._arrive(self._arrivals(one.names, [[token] for token in one.tokens]))
+            try:
+                self._settle(list(steps))
+            except Exception as error:
+                self.failed(error)
         self.frontend = current
 
-    def _settle_together(self, held: Sequence[_Held]) -> bool:
-        """Whether the steps could be taken as one: each brought all of the same sequences their next token."""
+    def _settle(self, held: Sequence[_Held]) -> None:
+        """Of one engine: all at once, or one by one where something is wrong with one, to tell it of that one."""
+        step = self._together(held)
+        if step is None:
+            for one in held:
+                self._read(one.message)
+                self._go_on(one.names, [[token] for token in one.tokens])
+        else:
+            self._adopt(step)
+            self._go_on(held[0].names, list(zip(*(one.tokens for one in held), strict=True)))
+
+    def _together(self, held: Sequence[_Held]) -> StepScores | None:
+        """The steps as one, if each brought all of the same sequences their next token."""
         names = held[0].names
         if any(one.names != names for one in held[1:]):
-            return False
+            return None
         try:
             step = joined([one.message for one in held])
-            if step is None or len(step.counts) != len(names):
-                return False
-            self._check(step)
-        except Exception:
-            return False  # one by one it will be told what is wrong
-        try:
-            self._note(step)
-        except Exception as error:
-            self.failed(error)
-        self._shares, self._epoch = shares(step), step.epoch
-        self._arrive(self._arrivals(names, np.array([one.tokens for one in held]).T.tolist()))
-        return True
+            if step is not None and len(step.counts) == len(names):
+                self._check(step)
+                return step
+        except Exception:  # whatever it is, reading them one by one tells it
+            return None
+        return None
 
-    def _arrivals(self, names: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[Arrival]:
-        return [
-            Arrival(self.running[name][1], own, *self._share(), self._epoch)
-            for name, own in zip(names, tokens, strict=True)
-        ]
+    def _go_on(self, names: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+        self._arrive(
+            [
+                Arrival(self.running[name][1], own, *self._share(), self._epoch)
+                for name, own in zip(names, tokens, strict=True)
+            ]
+        )
 
     def _account(self, outputs: Sequence[Any], request_states: dict[str, Any]) -> None:
         arrivals: list[Arrival] = []
@@ -202,8 +206,15 @@ class OutputTap:
         try:
             step = unpack(message)
             self._check(step)
+            self._adopt(step)
+        except Exception as error:
+            self.failed(error)
+
+    def _adopt(self, step: StepScores) -> None:
+        """The next outputs are those of this step, one by one."""
+        self._shares, self._epoch = shares(step), step.epoch
+        try:
             self._note(step)
-            self._shares, self._epoch = shares(step), step.epoch
         except Exception as error:
             self.failed(error)
 
@@ -284,49 +295,3 @@ def begin(request: Any) -> Running:
         prompt_tokens=request.prompt_len,
         prompt_ids=None if ids is None else array("i", ids),
     )
-
-
-def patch_output_processor(processor_class: type) -> None:
-    """Wraps ``OutputProcessor.process_outputs``, ``_finish_request`` and ``abort_requests``."""
-
-    def process_outputs(original: Any, self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        tap: OutputTap | None = getattr(self, CARRIER, None)
-        if tap is not None:
-            tap.take(engine_core_outputs, self.request_states)
-        result = original(self, engine_core_outputs, *args, **kwargs)
-        if tap is not None:
-            for request_output in result.request_outputs:
-                try:
-                    _attach_offline(request_output, tap.engines)
-                except Exception as error:
-                    tap.failed(error)
-        return result
-
-    def finish_request(original: Any, self: Any, req_state: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, req_state, *args, **kwargs)
-        _settle(self, [req_state.request_id])
-        return result
-
-    def abort_requests(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        aborted = original(self, *args, **kwargs)
-        _settle(self, aborted, "abort")
-        return aborted
-
-    wrap(processor_class, "process_outputs", process_outputs)
-    wrap(processor_class, "_finish_request", finish_request)
-    wrap(processor_class, "abort_requests", abort_requests)
-
-
-def _settle(processor: Any, request_ids: Iterable[str], reason: str | None = None) -> None:
-    tap: OutputTap | None = getattr(processor, CARRIER, None)
-    if tap is not None:
-        for request_id in request_ids:
-            tap.finished(request_id, reason)
-
-
-def _attach_offline(request_output: Any, engines: Engines) -> None:
-    """``LLM.generate`` and ``LLM.chat``: the verdict rides on the ``RequestOutput``."""
-    if request_output.finished:
-        records = engines.recent.of(locate(str(request_output.request_id), "").response_id)
-        if records:
-            request_output.probewatch = reply(records)

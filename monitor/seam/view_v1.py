@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from monitor.events import IntArray, StepRows, StepView
 from monitor.seam.capture import Capture, adapters_of
-from monitor.slices import row_owners, slots_at
-
-
-@functools.lru_cache(maxsize=4096)
-def _upto(n: int) -> IntArray:
-    """0 .. n - 1, not to be written."""
-    found = np.arange(n)
-    found.flags.writeable = False
-    return found
+from monitor.slices import row_owners, slots_at, upto
 
 
 def step_rows(runner: Any, prepared: Any) -> StepRows:
@@ -116,7 +107,7 @@ def step_view(runner: Any, group: int) -> StepView:
     known = batch.num_tokens_no_spec[:n].astype(np.int64)
     single = int(runner.query_start_loc.np[n]) == n
     if single:
-        starts = _upto(n + 1)
+        starts = upto(n + 1)
         counts, owner, positions = 1, starts[:n], first
     else:
         starts = runner.query_start_loc.np[: n + 1].astype(np.int64)

@@ -178,10 +178,9 @@ class WorkerMonitor:
             slots.total,
             room,
         )
-        batches = view_v1.Batches(slots.group)
-        capture: Capturer = (
-            (lambda runner, _: view_v2.capture(runner, slots.group)) if v2 else batches.capture
-        )
+        capture: Capturer = view_v1.Batches(slots.group).capture
+        if v2:
+            capture = lambda runner, _: view_v2.capture(runner, slots.group)  # noqa: E731
         adapters = AdapterRules(self.bank, _adapter_digest)
         reader = StepReader(
             self.bank, self.buffers, store, slots.block_tokens, capture, adapters, self.steerer

@@ -233,19 +233,3 @@ def test_probes_that_come_and_go_in_any_order_keep_their_own_states_and_verdicts
             alone = judge(seat.probe, whole[:, seat.states], 3)
             assert together.score == pytest.approx(alone.score, abs=1e-5)
             assert together[1:] == alone[1:]
-
-
-@pytest.mark.parametrize("layers", [(0,), (0, 2), (0, 1, 2)])
-def test_few_numbers_are_gathered_to_what_many_are_added_to(
-    layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bit for bit: a token's score must not depend on how many are computed beside it."""
-    probes = [make_probe(f"p{i}", layers=layers if len(layers) > 1 else (i % 3,), seed=i) for i in range(5)]
-    bank = ProbeBank(probes, [0, 1, 2], D, 8)
-    rng = np.random.default_rng(0)
-    projections = rng.normal(size=(3, 6, 8)).astype(np.float32)
-    projections[1, 2] = np.nan
-    gathered = bank.states(projections, None)
-    monkeypatch.setattr("monitor.bank.FEW", 0)
-    added = bank.states(projections, None)
-    np.testing.assert_array_equal(gathered.view(np.uint32), added.view(np.uint32))
