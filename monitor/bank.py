@@ -94,11 +94,13 @@ class ProbeBank:
         for seat in kept.values():
             columns.occupy(seat.columns, seat.layer_rows)
             states.occupy(seat.states)
-        seats = []
-        for probe in probes:
+        found: dict[str, Seat] = {}
+        # States of probes on the same layers lie side by side, so that they are written in one stretch.
+        for probe in sorted(probes, key=lambda probe: probe.manifest.layers):
             old = kept.get(_identity(probe))
-            seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
-        self.seats = tuple(seats)
+            seat = self._seat(probe, columns, states) if old is None else replace(old, probe=probe)
+            found[probe.manifest.name] = seat
+        self.seats = seats = tuple(found[name] for name in names)
         widest = max((seat.columns.stop for seat in seats), default=0)
         self.used_columns = max(widest, 1)
         """Columns of the taps, from the first, that hold what probes read; the rest need not travel."""
@@ -146,7 +148,7 @@ class ProbeBank:
     @cached_property
     def state_places(self) -> Selection:
         """The state columns that belong to a probe."""
-        return selection([c for seat in self.seats for c in range(seat.states.start, seat.states.stop)])
+        return selection(sorted(c for seat in self.seats for c in range(seat.states.start, seat.states.stop)))
 
     @cached_property
     def actions(self) -> dict[str, str]:

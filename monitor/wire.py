@@ -86,7 +86,9 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     starts = np.frombuffer(b"".join([message["starts"] for message in messages]), np.int64).reshape(shape[:2])
     if (starts[1:] != starts[:-1] + 1).any():
         return None
-    states = np.frombuffer(b"".join([message["states"] for message in messages]), np.float32).reshape(shape)
+    states = np.empty((shape[1], shape[0], shape[2]), np.float32)
+    for at, message in enumerate(messages):
+        states[:, at] = np.frombuffer(message["states"], np.float32).reshape(shape[1:])
     steered: dict[str, int] = {}
     for message in messages:
         for vector, rows in message["steered"].items():
@@ -94,7 +96,7 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     return StepScores(
         counts * len(messages),
         starts[0],
-        states.transpose(1, 0, 2).reshape(shape[0] * shape[1], shape[2]),
+        states.reshape(shape[0] * shape[1], shape[2]),
         tuple([float(seconds) for message in messages for seconds in message["host_seconds"]]),
         sum([int(message["errors"]) for message in messages]),
         int(first["epoch"]),

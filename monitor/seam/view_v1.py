@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
-from monitor.events import IntArray, StepRows, StepView
+from monitor.events import StepRows, StepView
 from monitor.seam.capture import Capture, adapters_of
+from monitor.seam.transfer import Arrays
 from monitor.slices import row_owners, slots_at, upto
 
 
@@ -31,60 +33,48 @@ def capture(runner: Any, group: int) -> Capture:
 
 class Batches:
     """The steps of one runner. Most only decode, and go on from the step before: then little has to be looked up, and
-    every NumPy function that is not called counts, for after a forward pass none is in the processor's caches."""
+    no NumPy function is called that can wait until others are, for after a forward pass none is in the processor's
+    caches."""
 
     def __init__(self, group: int) -> None:
         """``group``: the KV-cache group whose slots index the score store."""
         self._group = group
         self._last: StepView | None = None
-        """That only decoded."""
+        """That was read whole, and only decoded."""
         self._ids: list[str] = []
-        self._ahead: IntArray = np.zeros(0, np.int64)
-        """[R] how far each request's slots lie beyond its positions, in the block it is in"""
+        self._first: list[int] = []
+        """Its positions."""
+        self._steps = 0
+        """That went on from there."""
         self._left = 0
         """Steps until some request comes to another block."""
-        self._reached = 0
-        """Sum of the positions."""
 
     def capture(self, runner: Any, scheduled: Any) -> Capture:
         """As the function. ``scheduled``: the scheduler's output of the step."""
-        view = self._next(runner, scheduled)
-        if view is None:
-            view = step_view(runner, self._group)
-            self._remember(view, runner)
+        last = self._last
+        if last is not None and self._goes_on(runner.input_batch, scheduled):
+            self._left, self._steps = self._left - 1, self._steps + 1
+            return Capture(len(self._ids), {}, functools.partial(_later, last, self._steps))
+        view = step_view(runner, self._group)
+        self._remember(view, runner)
         return Capture(view.rows, {}, lambda _: view)
 
-    def _next(self, runner: Any, scheduled: Any) -> StepView | None:
-        """The step, if it decodes the next token of the same requests in the same blocks as the step before."""
-        last, batch = self._last, runner.input_batch
-        if last is None or not self._left:
-            return None
+    def _goes_on(self, batch: Any, scheduled: Any) -> bool:
+        """Whether the step decodes the next token of the same requests in the same blocks as the one before."""
         n = len(self._ids)
         if (
-            batch.num_reqs != n
+            not self._left
+            or batch.num_reqs != n
             or scheduled.total_num_scheduled_tokens != n
             or scheduled.scheduled_new_reqs
             or scheduled.scheduled_cached_reqs.resumed_req_ids
             or scheduled.kv_cache_block_copies
             or batch.req_ids[:n] != self._ids
         ):
-            return None
-        first = batch.num_computed_tokens_cpu[:n].astype(np.int64)
-        # None of them can stand still or go back, so the sum tells whether a step was missed here.
-        reached = int(np.add.reduce(first))
-        if reached != self._reached + n:
-            return None
-        self._left, self._reached = self._left - 1, reached
-        return StepView(
-            request_ids=last.request_ids,
-            query_start_loc=last.query_start_loc,
-            first_position=first,
-            prompt_tokens=last.prompt_tokens,
-            known_tokens=first + 1,
-            slots=first + self._ahead,
-            history={},
-            decodes=True,
-        )
+            return False
+        further = self._steps + 1
+        reached: list[int] = batch.num_computed_tokens_cpu[:n].tolist()
+        return reached == [position + further for position in self._first]
 
     def _remember(self, view: StepView, runner: Any) -> None:
         self._last = None
@@ -92,8 +82,23 @@ class Batches:
         if goes_on and view.adapters is None:
             block_size = int(runner.input_batch.block_table[self._group].block_size)
             self._last, self._ids = view, list(view.request_ids)
-            self._ahead, self._reached = view.slots - view.first_position, int(view.first_position.sum())
+            self._first, self._steps = view.first_position.tolist(), 0
             self._left = block_size - 1 - int((view.first_position % block_size).max())
+
+
+def _later(view: StepView, steps: int, _: Arrays) -> StepView:
+    """The step so many steps after one that only decoded, each within its blocks."""
+    first = view.first_position + steps
+    return StepView(
+        request_ids=view.request_ids,
+        query_start_loc=view.query_start_loc,
+        first_position=first,
+        prompt_tokens=view.prompt_tokens,
+        known_tokens=first + 1,
+        slots=view.slots + steps,
+        history={},
+        decodes=True,
+    )
 
 
 def step_view(runner: Any, group: int) -> StepView:

@@ -275,7 +275,7 @@ class WorkerMonitor:
             self.guard(error)
 
     def _attach(self, scores: StepScores, output: Any) -> None:
-        if scores.counts.any():  # a step without output sends no message
+        if any(scores.counts.tolist()):  # a step without output sends no message
             scores, self._new_errors = scores.with_errors(self._new_errors), 0
         setattr(output, CARRIER, scores)
 

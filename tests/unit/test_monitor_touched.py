@@ -211,7 +211,7 @@ req_state parent request_output engine_client client scheduler manager prepared
 """
 OF_VLLM = set(HELD.split())
 # What NumPy, torch and Python have on them, and what is the monitor's own.
-NOT_OF_VLLM = {"type", "astype", "get", "pop", "values"}
+NOT_OF_VLLM = {"type", "astype", "tolist", "get", "pop", "values"}
 OURS = {"probewatch", "probewatch_plan"}
 
 
