@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from probes import ProbeManifest
 from probes.manifest import Quantiles
 
 WINDOW = 512
 """Statistics that are compared: the last ones, however long ago they came."""
 MINIMUM = 256
 STRIDE = 8
-"""Statistics between two comparisons: one takes about a tenth of a millisecond on the thread that serves."""
+"""Statistics between two comparisons, at least: one takes about a tenth of a millisecond."""
 
 Array = npt.NDArray[np.float64]
 
@@ -33,16 +33,19 @@ class Shift(NamedTuple):
 class Drift:
     """Compares the last ``WINDOW`` statistics of one probe, whatever their verdict, with its benign quantiles."""
 
-    def __init__(self, manifest: ProbeManifest) -> None:
-        self._benign = manifest.benign_quantiles
+    def __init__(self, benign: Quantiles) -> None:
+        self._benign = benign
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._since = 0
 
-    def add(self, statistic: float) -> Shift | None:
-        """Counts a statistic. At every ``STRIDE``-th the shift now; None otherwise, or while too little is known."""
-        self._recent.append(statistic)
-        self._since += 1
-        if self._benign is None or len(self._recent) < MINIMUM or self._since < STRIDE:
+    def extend(self, statistics: Sequence[float]) -> None:
+        """Counts statistics."""
+        self._recent.extend(statistics)
+        self._since += len(statistics)
+
+    def shift(self) -> Shift | None:
+        """The shift now, where ``STRIDE`` statistics came since the last; None otherwise, or of too few."""
+        if len(self._recent) < MINIMUM or self._since < STRIDE:
             return None
         self._since = 0
         found = np.sort(np.asarray(self._recent, np.float64))

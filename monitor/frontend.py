@@ -19,7 +19,6 @@ from monitor.missing import all_missing, missing, undelivered
 from monitor.publisher import Publisher
 from monitor.records import RecentRecords, Record
 from monitor.unscored import Reason, fill
-from monitor.verdict import OK, of_sequence
 
 Listener = Callable[[Record], None]
 _PHASES = {phase: [(phase,)] for phase in ("prompt", "generation")}
@@ -86,7 +85,7 @@ class Frontend:
         self.last_error: str | None = None
         self.attached = False
         """Whether the taps have been proven."""
-        self._publisher = Publisher(metrics, bank)
+        self._publisher = Publisher(metrics, bank, lambda error: self.error("frontend", error))
 
     def adopt(self, bank: ProbeBank) -> None:
         """From now on sequences are judged by ``bank``; those that run keep theirs."""
@@ -233,7 +232,7 @@ class Frontend:
             model=self.model_name,
             finished_at=time.time(),
             finish_reason=finish_reason,
-            verdict=OK if verdicts.quiet else of_sequence(verdicts, bank.actions),
+            verdict=verdicts.of_sequence(jury.acting_places),
             verdicts=verdicts,
             bank=bank,
             prompt_tokens=running.prompt_tokens,

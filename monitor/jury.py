@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from monitor.bank import ProbeBank, Seat, Selection, selection
 from monitor.events import FloatArray
-from monitor.verdict import OK, Floats, Verdicts, judge
+from monitor.verdict import Floats, Verdicts, judge
 from probes.manifest import TokenMask
 from probes.masks import span
 
+MANY = 256
+"""Probes from which a loop over tokens is quicker than one array of all running values, which no cache holds."""
 TOGETHER = ("mean", "max", "last")
 """Methods of one number a token whose running values need no loop over tokens."""
 
@@ -39,22 +42,34 @@ class Jury:
 
     def __init__(self, bank: ProbeBank) -> None:
         manifests = [seat.probe.manifest for seat in bank.seats]
-        self._order = [manifest.name for manifest in manifests]
-        self._place = {name: index for index, name in enumerate(self._order)}
+        self.names = [manifest.name for manifest in manifests]
+        """In the order of a verdict's columns."""
+        self._place = {name: index for index, name in enumerate(self.names)}
         thresholds = [math.inf if m.threshold is None else m.threshold for m in manifests]
-        self._thresholds = np.array(thresholds, np.float64)
-        self.ok = [(name, OK) for name in self._order]
-        """Labels of every probe's verdict where all are ``ok``."""
-        self.children = {phase: [(name, phase) for name in self._order] for phase in ("prompt", "generation")}
+        self.thresholds = np.array(thresholds, np.float64)
+        """Infinite without one."""
+        self.children = {phase: [(name, phase) for name in self.names] for phase in ("prompt", "generation")}
         """Labels of every probe's token counters, by phase."""
         self.acting = [(name, action) for name, action in bank.actions.items() if action != "observe"]
         """Name and action of the probes that do more than observe."""
-        self.calibrated = [
-            (content, seat.probe.manifest.benign_quantiles.iqr)
-            for content, seat in zip(bank.contents, bank.seats, strict=True)
-            if seat.probe.manifest.benign_quantiles is not None
+        self.acting_places = np.array([self._place[name] for name, _ in self.acting], np.intp)
+        known = [
+            (index, manifest, manifest.benign_quantiles)
+            for index, manifest in enumerate(manifests)
+            if manifest.benign_quantiles is not None
         ]
-        """Name with digest, and benign interquartile range, of the probes that know benign traffic."""
+        contents = bank.contents
+        self.calibrated = [(index, contents[index]) for index, _, _ in known]
+        """Place, and name with digest, of the probes that know benign traffic."""
+        margins = [
+            (index, m.name, benign.iqr)
+            for index, m, benign in known
+            if benign.iqr > 0 and m.threshold is not None
+        ]
+        self.margin_places = np.array([index for index, _, _ in margins], np.intp)
+        self.margin_children = [(name,) for _, name, _ in margins]
+        self.margin_units = np.array([iqr for _, _, iqr in margins], np.float64)
+        """Benign interquartile ranges."""
         alike: dict[object, list[Seat]] = {}
         self._alone: list[Seat] = []
         for seat in bank.seats:
@@ -64,11 +79,15 @@ class Jury:
                 alike.setdefault(key, []).append(seat)
             else:
                 self._alone.append(seat)
+        for seats in alike.values():
+            seats.sort(
+                key=lambda seat: seat.states.start
+            )  # then the columns are a slice, and nothing is copied
         self._benches = [(_bench(seats, self._place), seats) for seats in alike.values()]
 
     def undecided(self) -> Verdicts:
         """That no probe has a score of any token that counts."""
-        return Verdicts(self._order, self._thresholds)
+        return Verdicts(self.names, self.thresholds)
 
     def judge(self, states: FloatArray, prompt_tokens: int) -> Verdicts:
         """``states [T, K]`` as the bank lays them out, NaN where unscored; row ``t`` is position ``t``."""
@@ -80,8 +99,7 @@ class Jury:
             if inside is None or own is None or not np.isfinite(own).all():
                 alone += seats
             elif len(own):
-                peaks = own.argmax(axis=0) + inside.start
-                found.fill(bench.places, _statistics(bench, own), peaks, len(own))
+                found.fill(bench.places, _statistics(bench, own), _peaks(own) + inside.start, len(own))
         for seat in alone:
             name = seat.probe.manifest.name
             found.put(self._place[name], judge(seat.probe, states[:, seat.states], prompt_tokens))
@@ -106,10 +124,29 @@ def _statistics(bench: _Bench, own: FloatArray) -> Floats:
         found = own.max(axis=0)
     elif bench.sup_from is None or n < bench.sup_from:
         found = own[-1] if bench.method == "last" else own.mean(axis=0, dtype=np.float64)
+    elif bench.method == "last":
+        found = own[bench.sup_from - 1 :].max(axis=0)
     else:
-        running = own
-        if bench.method == "mean":
-            running = np.cumsum(own, axis=0, dtype=np.float64)
-            running /= np.arange(1, n + 1)[:, None]
-        found = running[bench.sup_from - 1 :].max(axis=0)
+        found = _largest_mean(own, bench.sup_from)
     return np.asarray(found, np.float64)
+
+
+def _largest_mean(own: FloatArray, least: int) -> Floats:
+    """``[P]`` of the first ``least`` tokens of ``own [n, P]``, the first ``least + 1``, and so on to all of them."""
+    if own.shape[1] < MANY:
+        running = np.cumsum(own, axis=0, dtype=np.float64)
+        running /= np.arange(1, len(own) + 1)[:, None]
+        found: Floats = running[least - 1 :].max(axis=0)
+        return found
+    total = own[:least].sum(axis=0, dtype=np.float64)
+    found = total / least
+    for n in range(least, len(own)):
+        total += own[n]
+        np.maximum(found, total / (n + 1), out=found)
+    return found
+
+
+def _peaks(own: FloatArray) -> npt.NDArray[np.intp]:
+    """The first row of the largest score of each column. NumPy's ``argmax`` of columns takes longer than all this."""
+    found: npt.NDArray[np.intp] = (own == own.max(axis=0)).argmax(axis=0)
+    return found

@@ -10,9 +10,10 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
+import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric as MetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -20,7 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from monitor.catalogue import CATALOGUE, ERROR_STAGES, PHASES, PROBE_GAUGES
 from monitor.tally import Tally
 from monitor.unscored import Reason
-from monitor.verdict import FLAGGED, OK, UNSCORED
+from monitor.verdict import FLAGGED, OK, UNSCORED, Floats
 from probes import Probe
 
 Collector = Counter | Gauge | Histogram
@@ -37,9 +38,12 @@ class Metrics:
         self._children: dict[tuple[str, ...], Collector] = {}
         self._actions: dict[str, set[str]] = {}
         """That each attached probe has, or had."""
-        # With several API servers, another process may read the counters at any time.
-        self._tally = Tally(self.inc, "PROMETHEUS_MULTIPROC_DIR" in os.environ, self._page.applying)
-        self._page.tallies.append(self._tally)
+        self.others_read = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        """With several API servers, another process may read the metrics at any time."""
+        self.applying = self._page.applying
+        """Held by whoever changes or reads the metrics of a page as a whole."""
+        self._tally = Tally(self.inc, self.others_read, self.applying)
+        self.before_reading(self._tally.flush)
         for stage in ERROR_STAGES:
             self.child("probewatch_errors_total", stage)
         for phase in PHASES:
@@ -77,12 +81,16 @@ class Metrics:
         """Adds to each of several counters, given by their labels, by the time that somebody reads them."""
         self._tally.add_each(name, children, by)
 
+    def before_reading(self, flush: Callable[[], None]) -> None:
+        """What waits elsewhere is told by ``flush`` whenever somebody reads. It must not raise."""
+        self._page.waiting.append(flush)
+
     def together(self) -> contextlib.AbstractContextManager[None]:
         """What ``inc_all`` and ``inc_each`` add inside is seen by a scrape as a whole or not at all."""
         return self._tally.together()
 
     def flush(self) -> None:
-        """What ``inc_all`` has added is there for every reader; of all engines, since two of a name share counters."""
+        """What waits is there for every reader; of all engines, since two of a name share counters."""
         self._page.flush()
 
     def set(self, name: str, *labels: str, to: float) -> None:
@@ -96,6 +104,20 @@ class Metrics:
         child = self.child(name, *labels)
         assert isinstance(child, Histogram)
         child.observe(value)
+
+    def observe_all(self, name: str, children: Sequence[tuple[str, ...]], values: Floats) -> None:
+        """Adds ``values [n, children]`` to several histograms of a metric; what is not finite counts in none."""
+        bounds = CATALOGUE[name].buckets
+        known = np.isfinite(values)
+        bucket = np.where(known, np.searchsorted(bounds, values), len(bounds) + 1)
+        width = len(bounds) + 2  # above the last bound, and unknown
+        places = np.arange(len(children)) * width + bucket
+        counts = np.bincount(places.ravel(), minlength=len(children) * width).reshape(-1, width)[:, :-1]
+        totals = np.where(known, values, 0.0).sum(axis=0)
+        for labels, own, total in zip(children, counts.tolist(), totals.tolist(), strict=True):
+            child = self.child(name, *labels)
+            assert isinstance(child, _Histogram)
+            child.add(own, total)
 
     def total(self, name: str, first_label: str | None = None) -> float:
         """Sum over this engine's children of a counter, or over those with this first label of its own.
@@ -186,7 +208,7 @@ class _Page:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.collectors = {name: _collector(name) for name in CATALOGUE}
-        self.tallies: list[Tally] = []
+        self.waiting: list[Callable[[], None]] = []
         """Those of engines that are gone, too: what they counted may still wait for the first reader."""
         self.applying = threading.RLock()
         registry.register(self)
@@ -197,8 +219,8 @@ class _Page:
 
     def flush(self) -> None:
         """What waits reaches its counters."""
-        for tally in list(self.tallies):
-            tally.flush()
+        for flush in list(self.waiting):
+            flush()
 
     def collect(self) -> list[MetricFamily]:
         """For the registry."""
@@ -224,4 +246,15 @@ def _collector(name: str) -> Collector:
         return Counter(name, spec.help, labels, registry=None)
     if spec.type == "gauge":
         return Gauge(name, spec.help, labels, registry=None, multiprocess_mode=spec.multiprocess)
-    return Histogram(name, spec.help, labels, registry=None, buckets=spec.buckets)
+    return _Histogram(name, spec.help, labels, registry=None, buckets=spec.buckets)
+
+
+class _Histogram(Histogram):
+    """With a way to observe many values at once."""
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """As ``observe`` of each of some values, given how many fall into each bucket, and their sum."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)

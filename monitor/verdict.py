@@ -53,36 +53,38 @@ class Verdicts(Mapping[str, ProbeVerdict]):
         """Nothing scored yet. ``thresholds``: infinite without one."""
         self._names = names
         self._thresholds = thresholds
-        self._scores = np.full(len(names), np.nan)
-        self._flagged = np.zeros(len(names), bool)
-        self._unscored = np.ones(len(names), bool)
+        self.scores = np.full(len(names), np.nan)
+        """NaN without one."""
+        self.flagged = np.zeros(len(names), bool)
+        self.unscored = np.ones(len(names), bool)
         self._peaks = np.full(len(names), -1)
         self._counts = np.zeros(len(names), np.int64)
 
     def fill(self, where: Selection, scores: Floats, peaks: npt.NDArray[np.intp], count: int) -> None:
         """Probes that scored all of ``count`` in-mask tokens."""
-        self._scores[where] = scores
-        self._flagged[where] = scores > self._thresholds[where]
-        self._unscored[where] = False
+        self.scores[where] = scores
+        self.flagged[where] = scores > self._thresholds[where]
+        self.unscored[where] = False
         self._peaks[where] = peaks
         self._counts[where] = count
 
     def put(self, index: int, one: ProbeVerdict) -> None:
         """A probe that was judged by itself."""
-        self._scores[index] = np.nan if one.score is None else one.score
-        self._flagged[index], self._unscored[index] = one.flagged, one.unscored
+        self.scores[index] = np.nan if one.score is None else one.score
+        self.flagged[index], self.unscored[index] = one.flagged, one.unscored
         self._peaks[index] = -1 if one.peak_token is None else one.peak_token
         self._counts[index] = one.tokens_scored
 
-    @property
-    def quiet(self) -> bool:
-        """Whether all are ``ok``."""
-        return not (self._flagged.any() or self._unscored.any())
+    def of_sequence(self, acting: Selection) -> str:
+        """As the function; ``acting``: places of the probes that count."""
+        if self.flagged[acting].any():
+            return FLAGGED
+        return UNSCORED if self.unscored[acting].any() else OK
 
     @cached_property
     def _each(self) -> dict[str, ProbeVerdict]:
-        columns = (self._thresholds, self._flagged, self._unscored)
-        scores = [None if math.isnan(score) else score for score in self._scores.tolist()]
+        columns = (self._thresholds, self.flagged, self.unscored)
+        scores = [None if math.isnan(score) else score for score in self.scores.tolist()]
         peaks = [None if peak < 0 else peak for peak in self._peaks.tolist()]
         # In the order of its fields: by name it takes more than twice as long.
         rows = zip(scores, *(one.tolist() for one in columns), peaks, self._counts.tolist(), strict=True)

@@ -19,7 +19,7 @@ from monitor.refusal import REQUIRE_ENDPOINT, file_reason
 from monitor.seam import supported
 from monitor.seam.hooks import patch_warm_up, patch_worker
 from monitor.seam.inputs import patch_input_processor
-from monitor.seam.output_hooks import patch_output_processor
+from monitor.seam.output_hooks import patch_output_processor, patch_request_output
 from monitor.seam.outputs import OutputTap
 from monitor.seam.patching import wrap
 from monitor.seam.scheduler import patch_scheduler
@@ -29,6 +29,7 @@ from monitor.wire import CARRIER
 def install(settings: Settings, plan: Plan) -> None:
     """Wraps what the monitor needs of vLLM in this process; harmless when called again."""
     supported.check_version()
+    from vllm.outputs import RequestOutput
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -43,6 +44,7 @@ def install(settings: Settings, plan: Plan) -> None:
         patch_warm_up(worker_class)
     patch_scheduler(Scheduler)
     patch_output_processor(OutputProcessor)
+    patch_request_output(RequestOutput)
     patch_input_processor(InputProcessor)
 
     def after_init(original: Any, self: Any, *args: Any, prove: bool, **kwargs: Any) -> None:

@@ -1,16 +1,20 @@
-"""Where the monitor enters vLLM's ``OutputProcessor``: its methods wrapped around an ``OutputTap``."""
+"""Where the monitor enters vLLM's ``OutputProcessor``: its methods wrapped around an ``OutputTap``; and what outputs
+carry where there is no server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from monitor.engines import Engines
-from monitor.records import reply
+from monitor.records import Brief, reply
 from monitor.response_ids import locate
 from monitor.seam.outputs import OutputTap
-from monitor.seam.patching import wrap
+from monitor.seam.patching import add_method, wrap
 from monitor.wire import CARRIER
+
+_BRIEFS = "_probewatch_briefs"
 
 
 def patch_output_processor(processor_class: type) -> None:
@@ -56,4 +60,25 @@ def _attach_offline(request_output: Any, engines: Engines) -> None:
     if request_output.finished:
         records = engines.recent.of(locate(str(request_output.request_id), "").response_id)
         if records:
-            request_output.probewatch = reply(records)
+            setattr(request_output, _BRIEFS, [Brief.of(record) for record in records])
+
+
+def patch_request_output(output_class: type) -> None:
+    """Gives ``RequestOutput`` the property ``probewatch``: of many probes it is a large dict, made when somebody reads
+    it, or takes the output to another process."""
+
+    def probewatch(self: Any) -> dict[str, Any]:
+        briefs = vars(self).get(_BRIEFS)
+        if briefs is None:
+            raise AttributeError("probewatch: this output has not ended, or nothing of it was scored")
+        return reply(briefs)
+
+    def state(self: Any) -> dict[str, Any]:
+        if _BRIEFS in vars(self):
+            _ = self.probewatch
+        return {name: one for name, one in vars(self).items() if name != _BRIEFS}
+
+    told = cached_property(probewatch)
+    told.__set_name__(output_class, CARRIER)
+    setattr(output_class, CARRIER, told)
+    add_method(output_class, "__getstate__", state)

@@ -34,5 +34,5 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def add_method(owner: type, name: str, method: Callable[..., Any]) -> None:
-    """Adds a method that vLLM's ``collective_rpc`` can call by name."""
+    """Adds a method that vLLM's ``collective_rpc``, or Python, can call by name."""
     setattr(owner, name, method)

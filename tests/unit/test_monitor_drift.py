@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
 from monitor.drift import MINIMUM, STRIDE, WINDOW, Drift, Shift, ks
 from probes.manifest import Quantiles
-from tests.unit.monitor_fakes import BENIGN, alerting
+from tests.unit.monitor_fakes import BENIGN
 
 
-def shift_of(statistics: list[float], **changes: Any) -> Shift | None:
-    """The last comparison."""
-    drift = Drift(alerting(**{"benign_quantiles": BENIGN, **changes}).manifest)
-    found = [shift for statistic in statistics if (shift := drift.add(statistic)) is not None]
-    return found[-1] if found else None
+def shift_of(statistics: list[float]) -> Shift | None:
+    drift = Drift(Quantiles(**BENIGN))  # type: ignore[arg-type]
+    drift.extend(statistics)
+    return drift.shift()
 
 
-def psi_of(statistics: list[float], **changes: Any) -> float | None:
-    found = shift_of(statistics, **changes)
+def psi_of(statistics: list[float]) -> float | None:
+    found = shift_of(statistics)
     return None if found is None else found.psi
 
 
@@ -68,10 +66,6 @@ def test_old_traffic_leaves_the_window() -> None:
 def test_too_little_traffic_says_nothing() -> None:
     assert psi_of([3.5] * (MINIMUM - 1)) is None
     assert psi_of([3.5] * MINIMUM) is not None
-
-
-def test_without_benign_quantiles_there_is_nothing_to_compare() -> None:
-    assert psi_of([3.5] * WINDOW, benign_quantiles=None) is None
 
 
 def test_the_smallest_window_rarely_takes_benign_traffic_for_shifted() -> None:
@@ -133,7 +127,10 @@ def test_benign_traffic_rarely_exceeds_the_distance_of_chance() -> None:
     assert 0.02 < np.mean(np.array(found) > 1.36 / WINDOW**0.5) < 0.09
 
 
-def test_comparisons_come_at_every_stride() -> None:
-    drift = Drift(alerting(benign_quantiles=BENIGN).manifest)
-    said = [i for i in range(1, WINDOW + 1) if drift.add(3.5) is not None]
+def test_whoever_reads_often_gets_a_comparison_at_every_stride() -> None:
+    drift, said = Drift(Quantiles(**BENIGN)), []  # type: ignore[arg-type]
+    for i in range(1, WINDOW + 1):
+        drift.extend([3.5])
+        if drift.shift() is not None:
+            said.append(i)
     assert said == list(range(MINIMUM, WINDOW + 1, STRIDE))

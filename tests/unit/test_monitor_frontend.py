@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from monitor.events import FloatArray
 from monitor.frontend import Arrival, Frontend, Running
+from monitor.publisher import WAITING
 from monitor.records import Record
 from monitor.unscored import Reason, nan_for, reasons
-from monitor.verdict import UNSCORED
+from monitor.verdict import FLAGGED, OK, UNSCORED, Verdicts
 from monitor.wire import shares
 from tests.unit.monitor_fake_engine import FakeEngine
 from tests.unit.monitor_fake_server import FakeWorker
@@ -274,6 +276,60 @@ def test_a_probe_that_was_detached_meanwhile_judges_to_the_end_and_leaves_no_dri
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 300
     assert value(registry, "probewatch_score_drift", probe="lie") is None
     assert frontend._publisher._drift == {}
+
+
+def test_verdicts_that_nobody_reads_do_not_pile_up_and_none_is_lost() -> None:
+    frontend, registry = make_frontend(alerting(threshold=0.5), alerting("other", threshold=2.0))
+    for i in range(3 * WAITING + 5):
+        running = running_of(1, f"r{i}")
+        send(frontend, running, 1, 0, np.array([[i % 2, 1.0]], np.float32))
+        frontend.finish(running, "stop")
+        assert len(frontend._publisher._waiting) < WAITING
+    judged = {
+        (name, verdict): value(registry, "probewatch_requests_total", probe=name, verdict=verdict)
+        for name in ("lie", "other")
+        for verdict in (OK, FLAGGED, UNSCORED)
+    }
+    n = 3 * WAITING + 5
+    assert judged == {
+        ("lie", OK): n - n // 2,
+        ("lie", FLAGGED): n // 2,
+        ("lie", UNSCORED): 0,
+        ("other", OK): n,
+        ("other", FLAGGED): 0,
+        ("other", UNSCORED): 0,
+    }
+
+
+def test_while_somebody_reads_verdicts_wait_and_the_one_who_serves_does_not() -> None:
+    frontend, registry = make_frontend(alerting(threshold=0.5))
+    reading, done = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with frontend.metrics.applying:
+            reading.set()
+            done.wait(10)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reading.wait(10)
+    for i in range(WAITING + 3):
+        running = running_of(1, f"r{i}")
+        send(frontend, running, 1, 0, column(1.0))
+        frontend.finish(running, "stop")
+    assert len(frontend._publisher._waiting) == WAITING + 3
+    done.set()
+    reader.join()
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == WAITING + 3
+
+
+def test_a_verdict_that_cannot_be_counted_costs_no_page() -> None:
+    frontend, registry = make_frontend(alerting(threshold=0.5))
+    jury = frontend._jury(frontend.bank)
+    frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), jury)
+    send(frontend, running_of(1), 1, 0, column(1.0))
+    assert value(registry, "probewatch_tokens_seen_total", phase="prompt") == 1
+    assert value(registry, "probewatch_errors_total", stage="frontend") == 1
 
 
 def test_coverage_counts_from_the_attach_on() -> None:

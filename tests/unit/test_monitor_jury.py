@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor import jury
 from monitor.bank import ProbeBank
-from monitor.jury import Jury
+from monitor.jury import MANY, Jury
 from monitor.unscored import Reason, nan_for
 from monitor.verdict import judge
 from probes import Probe
@@ -42,17 +45,19 @@ PROBES = [
 BANK = ProbeBank(PROBES, [0], 8, 16)
 
 
+@pytest.mark.parametrize("many", [1, MANY])
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 12), st.integers(0, 8), st.integers(0, 2**32 - 1), st.sampled_from(["none", "one", "row"])
 )
-def test_together_is_as_alone(tokens: int, prompt: int, seed: int, gone: str) -> None:
+def test_together_is_as_alone(many: int, tokens: int, prompt: int, seed: int, gone: str) -> None:
     rng = np.random.default_rng(seed)
     states = rng.normal(size=(tokens, BANK.state_columns)).astype(np.float32)
     if tokens and gone != "none":
         where = slice(None) if gone == "row" else int(rng.integers(BANK.state_columns))
         states[int(rng.integers(tokens)), where] = nan_for(Reason.TAP_SILENT)
-    found = Jury(BANK).judge(states, prompt)
+    with mock.patch.object(jury, "MANY", many):
+        found = Jury(BANK).judge(states, prompt)
     assert list(found) == [one.manifest.name for one in PROBES]
     for seat in BANK.seats:
         alone = judge(seat.probe, states[:, seat.states], prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -227,3 +228,24 @@ def test_where_several_processes_share_the_page_a_detached_probe_shows_nan(tmp_p
 def test_a_total_is_that_of_all_api_servers(tmp_path: Path) -> None:
     assert counted(tmp_path, 10) == [30, 7, 1030]
     assert counted(tmp_path, 100) == [330, 14, 2330]
+
+
+def test_many_values_at_once_are_observed_as_one_by_one() -> None:
+    values = np.array([[-9.0, 1.0], [-0.5, np.nan], [-0.5, 8.0], [0.0, np.inf], [0.1, 8.1], [1e9, -1e9]])
+    pages = []
+    for at_once in (True, False):
+        registry = CollectorRegistry()
+        metrics = Metrics("m", "0", registry)
+        if at_once:
+            metrics.observe_all("probewatch_request_margin", [("a",), ("b",)], values)
+            metrics.observe_all("probewatch_request_margin", [("a",), ("b",)], values[:0])
+        else:
+            for name, column in zip("ab", values.T.tolist(), strict=True):
+                for one in column:
+                    if np.isfinite(one):
+                        metrics.observe("probewatch_request_margin", name, value=one)
+        page = generate_latest(registry).decode().splitlines()
+        wanted = ("probewatch_request_margin_bucket", "probewatch_request_margin_sum")
+        pages.append([line for line in page if line.startswith(wanted)])
+    assert pages[0] == pages[1]
+    assert len(pages[0]) > 20
