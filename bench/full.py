@@ -31,8 +31,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "peers": (["vllm-lens", "vllm-lens one layer"], _SHORT),
 }
 """Arms and loads of each axis."""
-STARTS = ("--starts", "6", "--rounds", "4")
-"""The fewest starts that have an interval."""
+STARTS = ("--starts", "10", "--rounds", "2")
 
 
 def able(arms: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from probes.identity import model_identity
 from probes.manifest import TokenMask
-from probes.testing import write_artifact
+from probes.testing import BENIGN, write_artifact
 
 VOCABULARY = 32000
 SHAPES = {  # hidden, intermediate, blocks, heads, key-value heads
@@ -51,6 +51,7 @@ class BenchModel:
                 d_model=self.d_model,
                 binding=binding,
                 token_mask=TokenMask(prompt="all" if prompt else "none"),
+                benign_quantiles=BENIGN,
                 **(acting if gated and i == 0 else {"threshold": 0.0}),
             )
             for i in range(count)

@@ -122,7 +122,7 @@ def finishes(tokens: Sequence[int], probes: Sequence[int]) -> Iterator[FinishPoi
     """Of sequences that are long or short."""
     for fed in tokens:
         for count in probes:
-            yield FinishPoint(fed, count, statistics.median(host.finishing(count, fed)))
+            yield FinishPoint(fed, count, statistics.fmean(host.finishing(count, fed)))
 
 
 def steps(loads: Mapping[int, Sequence[Workload]], rounds: int) -> Iterator[StepPoint]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from probes.estimate import Estimate, median
+from bench.arms import AGAIN, STOCK
+from probes.estimate import Estimate, center
 
 MEASURES = {
     "tokens_per_second": "throughput",
@@ -57,6 +58,9 @@ def undisturbed(rounds: Sequence[Sequence[float]]) -> float:
     return float(np.median(np.asarray(rounds, np.float64), axis=0).sum())
 
 
-def ratio(arm: Rounds, stock: Rounds, measure: str) -> Estimate:
-    """Median of an arm's rounds (or starts) over stock's of the same seeds."""
-    return median(np.array([a[measure] for a in arm]) / np.array([s[measure] for s in stock]))
+def ratio(arms: Mapping[str, Rounds], arm: str, measure: str) -> Estimate:
+    """An arm's rounds (or starts) over those of the same seeds of both stock arms, whose accidents halve so; the second
+    of these over the first."""
+    names = [STOCK] if arm == AGAIN or AGAIN not in arms else [STOCK, AGAIN]
+    stock = np.array([[one[measure] for one in arms[name]] for name in names])  # [arms, pairs]
+    return center(np.array([one[measure] for one in arms[arm]]) / np.exp(np.log(stock).mean(axis=0)))

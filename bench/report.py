@@ -26,7 +26,7 @@ def ratios(found: Found) -> dict[str, dict[str, dict[str, Estimate]]]:
     """By workload, arm and measure; stock is what they are ratios to."""
     return {
         load: {
-            arm: {name: ratio(rounds, arms[STOCK], name) for name in MEASURES if name in rounds[0]}
+            arm: {name: ratio(arms, arm, name) for name in MEASURES if name in rounds[0]}
             for arm, rounds in arms.items()
             if arm != STOCK
         }
@@ -103,7 +103,7 @@ def write_json(
 
 
 def _figures(found: Estimate) -> dict[str, float | None]:
-    figures = zip(("median", "low", "high"), found, strict=True)
+    figures = zip(("value", "low", "high"), found, strict=True)
     return {name: None if math.isnan(figure) else figure for name, figure in figures}
 
 

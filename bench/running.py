@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arms import Arm
+from bench.forked import Forked
 from bench.model import BenchModel
 from bench.rounds import Round
 from bench.workload import Workload
@@ -25,7 +26,7 @@ from monitor.shape import Shape
 class Running:
     """The process, and the lines that go in and out."""
 
-    def __init__(self, arm: Arm, process: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, arm: Arm, process: subprocess.Popen[str] | Forked, log: Path) -> None:
         self.arm = arm
         self.process = process
         self.log = log
@@ -113,20 +114,27 @@ def started(
     log: Path,
     env: Mapping[str, str],
     alternating: bool = False,
+    forked: bool = False,
 ) -> Running:
     """An engine that is on its way up; its first ``answer`` says that it is there.
 
-    ``alternating``: others have their turn after each step; else a round is one turn."""
+    ``alternating``: others have their turn after each step; else a round is one turn. ``forked``: without the time that
+    an import takes."""
+    env = {**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)}
+    process = Forked(env, log) if forked else _fresh(env, log)
+    running = Running(arm, process, log)
+    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "alternating": alternating})
+    return running
+
+
+def _fresh(env: Mapping[str, str], log: Path) -> subprocess.Popen[str]:
     with log.open("w") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "bench.arm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
             start_new_session=True,
-            env={**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)},
+            env=env,
         )
-    running = Running(arm, process, log)
-    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "alternating": alternating})
-    return running

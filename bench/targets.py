@@ -76,7 +76,7 @@ def verdicts(device: str, load: Workload, arms: dict[str, Rounds]) -> Iterator[d
             continue
         if target.measure not in arms[STOCK][0]:
             continue
-        found, null = (ratio(arms[arm], arms[STOCK], target.measure) for arm in (target.arm, AGAIN))
+        found, null = (ratio(arms, arm, target.measure) for arm in (target.arm, AGAIN))
         yield {
             "arm": target.arm,
             "measure": MEASURES[target.measure],

@@ -60,12 +60,17 @@ class Turns:
 
 
 def run(
-    llm: Any, load: Workload, seed: int, wish: dict[str, Any] | None, turns: Turns | None = None
+    llm: Any,
+    load: Workload,
+    seed: int,
+    wish: dict[str, Any] | None,
+    turns: Turns | None = None,
+    settle: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Drives the engine step by step. Times in seconds; a gap is the time between a sequence's tokens.
 
     ``wish``: what each request asks for; ``{scale}`` in it becomes a number of its own. ``turns``: None where nobody
-    else has one.
+    else has one. ``settle`` does what was put off, in the round's time, though after its last token.
     """
     turns = turns or Turns()
     from vllm import SamplingParams
@@ -100,7 +105,9 @@ def run(
         else:
             first[name] = now - begun[name]
         last[name] = now
-    seconds = max(last.values()) - started
+    settle()
+    seconds = turns.now() - started
+    turns.step_done()
     llm.reset_prefix_cache()
     return {
         "tokens_per_second": load.requests * (load.tokens_in + load.tokens_out) / seconds,

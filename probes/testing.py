@@ -23,8 +23,13 @@ from probes.collection import (
 )
 from probes.dataset import Conversation
 from probes.identity import ModelIdentity
-from probes.manifest import ProbeManifest, TokenMask
+from probes.manifest import ProbeManifest, Quantiles, TokenMask
 from probes.method import PARAMETERS, Aggregation, Member
+
+BENIGN = Quantiles(
+    probabilities=tuple(i / 100 for i in range(101)), values=tuple(i / 10 - 5 for i in range(101))
+)
+"""Statistics spread evenly over -5 .. 5."""
 
 
 def fake_manifest(**changes: object) -> ProbeManifest:

@@ -63,7 +63,7 @@ def test_of_five_pairs_nothing_can_be_said_and_the_table_says_so(tmp_path: Path)
     report.write_json(tmp_path / "out.json", [{LOAD.name: arms}], [LOAD], "cpu", {})
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept["ratios"][LOAD.name]["8 probes"]["tokens_per_second"] == {
-        "median": 0.5,
+        "value": pytest.approx(0.5),
         "low": None,
         "high": None,
     }
@@ -119,15 +119,21 @@ def test_the_report_prints_the_null_first_and_the_verdict(tmp_path: Path) -> Non
     report.write_json(tmp_path / "out.json", [found], [LOAD], "cpu", {})
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept["targets"][LOAD.name][0]["verdict"] == "missed"
-    assert kept["ratios"][LOAD.name][AGAIN]["tokens_per_second"]["median"] == pytest.approx(1.0, abs=1e-3)
+    assert kept["ratios"][LOAD.name][AGAIN]["tokens_per_second"]["value"] == pytest.approx(1.0, abs=1e-3)
     report.draw(tmp_path / "out.png", found)
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
-def test_the_median_ratio_is_of_pairs() -> None:
+def test_a_ratio_is_of_pairs_and_to_both_stock_arms() -> None:
     stock = [{"x": 10.0**i} for i in range(6)]
-    arm = [{"x": 2 * one["x"]} for one in stock]
-    assert ratio(arm, stock, "x") == Estimate(2.0, 2.0, 2.0)
+    arms = {
+        STOCK: stock,
+        AGAIN: [{"x": 4 * one["x"]} for one in stock],
+        "arm": [{"x": 6 * one["x"]} for one in stock],
+    }
+    assert ratio(arms, AGAIN, "x") == pytest.approx((4.0, 4.0, 4.0))
+    assert ratio(arms, "arm", "x") == pytest.approx((3.0, 3.0, 3.0))
+    assert ratio({STOCK: stock, "arm": arms["arm"]}, "arm", "x") == pytest.approx((6.0, 6.0, 6.0))
 
 
 def test_a_peer_that_cannot_run_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
