@@ -1,11 +1,13 @@
-"""``make bench``: stock vLLM against monitored vLLM, alternating rounds, medians of paired ratios.
+"""``make bench``: stock vLLM against monitored vLLM, alternating rounds, paired ratios.
 
 Every arm is an engine in a process of its own; one works at a time. Each round gives all arms the same seed, in an
 order that rotates; in one process they alternate step by step. All engines are started many times, for where its
 memory happens to lie makes an engine some percent slower or faster as long as it lives: a start gives one figure, the
 median of its rounds, of throughput step by step where arms alternate so. Of a single start the rounds are compared. An
 interval takes six of either. Two arms are stock vLLM: their ratio is the noise floor, and the others' is to both.
-Everything the monitor does is inside the measured time: taps, bookkeeping, accounting, verdicts, metrics.
+What the monitor does is inside the measured time: taps, bookkeeping, accounting, verdicts, counters, margins; not the
+comparison with benign traffic, which begins at more requests than a start has (``bench.host`` measures it), nor a reply
+that nobody reads.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
+from bench.forked import Forked, forget, prepare
 from bench.model import SHAPES, BenchModel, config_of, write_model
 from bench.peers import why_not
 from bench.ratios import Found
@@ -53,7 +55,7 @@ def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: in
                 print(reason, flush=True)
                 continue
             log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
-            running.append(started(ARMS[name], model, folder, engine, log, env, alternating, forked=True))
+            running.append(started(ARMS[name], model, folder, engine, log, env, alternating, launch=Forked))
             if not args.together:
                 _up(running[-1])
         if args.together:
@@ -63,6 +65,7 @@ def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: in
     finally:
         for one in running:
             one.end()
+        forget()
 
 
 def _up(one: Running) -> None:
@@ -77,10 +80,10 @@ def main() -> int:
     parser.add_argument(
         "--starts",
         type=int,
-        default=14,
+        default=10,
         help="of all engines; an interval takes 6 of them, or of the rounds of a single one",
     )
-    parser.add_argument("--rounds", type=int, default=2, help="after each start")
+    parser.add_argument("--rounds", type=int, default=3, help="after each start")
     parser.add_argument("--minutes", type=float, default=35.0, help="stop after it, with what there is")
     parser.add_argument(
         "--arms",
@@ -113,8 +116,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "probewatch-bench")
     args = parser.parse_args()
     tidy_when_terminated()
-    # Of the process that the arms are forked from. They are ended at once, and it would warn of what they leave.
-    os.environ.update(environment(args.processes == 1, 0), PYTHONWARNINGS="ignore::UserWarning")
+    prepare()
     until = time.monotonic() + 60 * args.minutes
     found: list[Found] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -22,7 +22,7 @@ def _coverage(llm: Any) -> float | None:
 
 
 def _settle(llm: Any) -> None:
-    """What waits for somebody who reads the metrics: adding up counters, margins and drift."""
+    """What waits for somebody who reads the metrics: adding up counters and margins."""
     tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
     if tap is not None:
         tap.engines.first.metrics.flush()

@@ -1,5 +1,6 @@
-"""An arm's process as a fork of one that has done nothing but import vLLM: its engine is up in half the time, so that
-a benchmark has time for more starts. Memory for weights, keys and buffers is its own, placed anew."""
+"""An arm's process as a fork of one that has done nothing but import vLLM, so that a benchmark has time for more
+starts. Memory for weights, keys and buffers is its own; where libraries and heap begin is that of the one it was forked
+from, which ``forget`` ends."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench import arm
+from monitor.demo.patience import patient
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = [
@@ -23,6 +26,12 @@ _IMPORTED = [
     "bench.arm",
 ]
 """What every engine imports. Nothing of the monitor: vLLM loads plugins when an engine starts."""
+
+
+def prepare() -> None:
+    """Before the first: puts into this process's environment what the one to fork from reads when it starts."""
+    # Arms are ended at once, and it would warn of the semaphores that they leave.
+    os.environ.update(patient(os.environ), PYTHONWARNINGS="ignore::UserWarning")
 
 
 class Forked:
@@ -51,13 +60,15 @@ class Forked:
         return self._process.exitcode
 
 
+def forget() -> None:
+    """The next is forked from another, newly started process."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _be_an_arm(line: Connection, log: Path, env: Mapping[str, str]) -> None:
     os.setsid()
-    for source, target in (
-        (line.fileno(), 0),
-        (line.fileno(), 1),
-        (os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2),
-    ):
+    logged = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for source, target in ((line.fileno(), 0), (line.fileno(), 1), (logged, 2)):
         os.dup2(source, target)
     line.close()
     sys.stdin = os.fdopen(0)

@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
 }
 """Arms and loads of each axis."""
 STARTS = ("--starts", "10", "--rounds", "2")
+"""As many as most parts have time for."""
 
 
 def able(arms: Sequence[str]) -> list[str]:

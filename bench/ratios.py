@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.arms import AGAIN, STOCK
-from probes.estimate import Estimate, center
+from probes.estimate import Estimate, hodges_lehmann
 
 MEASURES = {
     "tokens_per_second": "throughput",
@@ -59,8 +59,9 @@ def undisturbed(rounds: Sequence[Sequence[float]]) -> float:
 
 
 def ratio(arms: Mapping[str, Rounds], arm: str, measure: str) -> Estimate:
-    """An arm's rounds (or starts) over those of the same seeds of both stock arms, whose accidents halve so; the second
-    of these over the first."""
+    """An arm over the geometric mean of both stock arms, pair by pair (rounds or starts of the same seeds), whose noise
+    has half the variance of one's; the second stock arm over the first."""
     names = [STOCK] if arm == AGAIN or AGAIN not in arms else [STOCK, AGAIN]
     stock = np.array([[one[measure] for one in arms[name]] for name in names])  # [arms, pairs]
-    return center(np.array([one[measure] for one in arms[arm]]) / np.exp(np.log(stock).mean(axis=0)))
+    own = np.array([one[measure] for one in arms[arm]])
+    return Estimate(*np.exp(hodges_lehmann(np.log(own) - np.log(stock).mean(axis=0))).tolist())

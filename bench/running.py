@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,11 @@ class Running:
 
     def end(self) -> None:
         """At once, with the engine's own processes: they would outlive their parent, and keep its memory."""
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet, or is gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -114,16 +117,21 @@ def started(
     log: Path,
     env: Mapping[str, str],
     alternating: bool = False,
-    forked: bool = False,
+    launch: Callable[[Mapping[str, str], Path], subprocess.Popen[str] | Forked] | None = None,
 ) -> Running:
     """An engine that is on its way up; its first ``answer`` says that it is there.
 
-    ``alternating``: others have their turn after each step; else a round is one turn. ``forked``: without the time that
-    an import takes."""
+    ``alternating``: others have their turn after each step; else a round is one turn. ``launch`` makes the process,
+    given its environment and where it logs; None: a new interpreter."""
     env = {**env, "VLLM_PLUGINS": arm.plugins, **arm.environment(model, folder)}
-    process = Forked(env, log) if forked else _fresh(env, log)
-    running = Running(arm, process, log)
-    running.send({"model": str(model.folder), "engine": engine, "wish": arm.wish, "alternating": alternating})
+    running = Running(arm, (launch or _fresh)(env, log), log)
+    try:
+        running.send(
+            {"model": str(model.folder), "engine": engine, "wish": arm.wish, "alternating": alternating}
+        )
+    except BaseException:
+        running.end()
+        raise
     return running
 
 

@@ -94,13 +94,18 @@ class ProbeBank:
         for seat in kept.values():
             columns.occupy(seat.columns, seat.layer_rows)
             states.occupy(seat.states)
-        found: dict[str, Seat] = {}
         # States of probes on the same layers lie side by side, so that they are written in one stretch.
-        for probe in sorted(probes, key=lambda probe: probe.manifest.layers):
+        places = {
+            probe.manifest.name: states.take(_state_width(probe))
+            for probe in sorted(probes, key=lambda probe: probe.manifest.layers)
+            if _identity(probe) not in kept
+        }
+        seats = []
+        for probe in probes:
             old = kept.get(_identity(probe))
-            seat = self._seat(probe, columns, states) if old is None else replace(old, probe=probe)
-            found[probe.manifest.name] = seat
-        self.seats = seats = tuple(found[name] for name in names)
+            place = places.get(probe.manifest.name)
+            seats.append(self._seat(probe, columns, place) if old is None else replace(old, probe=probe))
+        self.seats = tuple(seats)
         widest = max((seat.columns.stop for seat in seats), default=0)
         self.used_columns = max(widest, 1)
         """Columns of the taps, from the first, that hold what probes read; the rest need not travel."""
@@ -110,7 +115,7 @@ class ProbeBank:
         self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
 
-    def _seat(self, probe: Probe, columns: _Room, states: _Room) -> Seat:
+    def _seat(self, probe: Probe, columns: _Room, place: slice | None) -> Seat:
         missing = [layer for layer in probe.manifest.layers if layer not in self.layers]
         if missing:
             raise AttachError(
@@ -131,7 +136,6 @@ class ProbeBank:
                 "detach one, or start the server with a larger PROBEWATCH_TAP_COLUMNS"
             )
         affine = _affine_form(probe, depth, width)
-        place = states.take(_state_width(probe, depth, width))
         assert place is not None  # states have no limit of their own
         factors, bias = (None, None) if affine is None else (tuple(affine[0].tolist()), affine[1])
         return Seat(probe, where, place, rows, factors, bias)
@@ -272,6 +276,7 @@ def _affine_form(probe: Probe, layers: int, columns: int) -> tuple[Tensor, float
     return factors, bias
 
 
-def _state_width(probe: Probe, layers: int, columns: int) -> int:
+def _state_width(probe: Probe) -> int:
+    layers, _, columns = probe.columns.shape
     norms = torch.ones(1, layers) if probe.needs_norm else None
     return int(probe.state_from_projections(torch.zeros(1, layers, columns), norms).shape[1])

@@ -39,12 +39,12 @@ class Drift:
         self._since = 0
 
     def extend(self, statistics: Sequence[float]) -> None:
-        """Counts statistics."""
+        """Takes in the statistics of finished sequences, the oldest first."""
         self._recent.extend(statistics)
         self._since += len(statistics)
 
     def shift(self) -> Shift | None:
-        """The shift now, where ``STRIDE`` statistics came since the last; None otherwise, or of too few."""
+        """The shift now, where ``STRIDE`` statistics came since the last; None otherwise, or below ``MINIMUM``."""
         if len(self._recent) < MINIMUM or self._since < STRIDE:
             return None
         self._since = 0

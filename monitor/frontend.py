@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -64,6 +65,13 @@ class Arrival(NamedTuple):
     """Of the bank that laid out ``states``."""
 
 
+def _failed(frontend: weakref.ref[Frontend], error: BaseException) -> None:
+    """The metrics outlive an engine, and must not hold what it remembers."""
+    alive = frontend()
+    if alive is not None:
+        alive.error("frontend", error)
+
+
 class Frontend:
     """Judges sequences of one model and engine. Knows tokens, states and verdicts; nothing of vLLM."""
 
@@ -77,7 +85,7 @@ class Frontend:
         self.bank = bank
         """The probes, with thresholds and actions, for sequences that come from now on."""
         self._banks = {bank.epoch: bank}
-        self._juries: WeakKeyDictionary[ProbeBank, Jury] = WeakKeyDictionary()
+        self._juries: weakref.WeakKeyDictionary[ProbeBank, Jury] = weakref.WeakKeyDictionary()
         self.metrics = metrics
         self.model_name = model_name
         self.recent = recent
@@ -85,7 +93,7 @@ class Frontend:
         self.last_error: str | None = None
         self.attached = False
         """Whether the taps have been proven."""
-        self._publisher = Publisher(metrics, bank, lambda error: self.error("frontend", error))
+        self._publisher = Publisher(metrics, bank, partial(_failed, weakref.ref(self)))
 
     def adopt(self, bank: ProbeBank) -> None:
         """From now on sequences are judged by ``bank``; those that run keep theirs."""
@@ -232,7 +240,7 @@ class Frontend:
             model=self.model_name,
             finished_at=time.time(),
             finish_reason=finish_reason,
-            verdict=verdicts.of_sequence(jury.acting_places),
+            verdict=verdicts.worst_of(jury.acting_places),
             verdicts=verdicts,
             bank=bank,
             prompt_tokens=running.prompt_tokens,

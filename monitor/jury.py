@@ -18,7 +18,7 @@ from monitor.verdict import Floats, Verdicts, judge
 from probes.manifest import TokenMask
 from probes.masks import span
 
-MANY = 256
+LOOP_FROM = 256
 """Probes from which a loop over tokens is quicker than one array of all running values, which no cache holds."""
 TOGETHER = ("mean", "max", "last")
 """Methods of one number a token whose running values need no loop over tokens."""
@@ -53,6 +53,7 @@ class Jury:
         self.acting = [(name, action) for name, action in bank.actions.items() if action != "observe"]
         """Name and action of the probes that do more than observe."""
         self.acting_places = np.array([self._place[name] for name, _ in self.acting], np.intp)
+        """[acting] among all probes."""
         known = [
             (index, manifest, manifest.benign_quantiles)
             for index, manifest in enumerate(manifests)
@@ -67,9 +68,10 @@ class Jury:
             if benign.iqr > 0 and m.threshold is not None
         ]
         self.margin_places = np.array([index for index, _, _ in margins], np.intp)
+        """Among all probes, those whose scores have a margin."""
         self.margin_children = [(name,) for _, name, _ in margins]
-        self.margin_units = np.array([iqr for _, _, iqr in margins], np.float64)
-        """Benign interquartile ranges."""
+        self.margin_iqrs = np.array([iqr for _, _, iqr in margins], np.float64)
+        """Their benign interquartile ranges."""
         alike: dict[object, list[Seat]] = {}
         self._alone: list[Seat] = []
         for seat in bank.seats:
@@ -133,7 +135,7 @@ def _statistics(bench: _Bench, own: FloatArray) -> Floats:
 
 def _largest_mean(own: FloatArray, least: int) -> Floats:
     """``[P]`` of the first ``least`` tokens of ``own [n, P]``, the first ``least + 1``, and so on to all of them."""
-    if own.shape[1] < MANY:
+    if own.shape[1] < LOOP_FROM:
         running = np.cumsum(own, axis=0, dtype=np.float64)
         running /= np.arange(1, len(own) + 1)[:, None]
         found: Floats = running[least - 1 :].max(axis=0)

@@ -82,7 +82,7 @@ class Metrics:
         self._tally.add_each(name, children, by)
 
     def before_reading(self, flush: Callable[[], None]) -> None:
-        """What waits elsewhere is told by ``flush`` whenever somebody reads. It must not raise."""
+        """``flush`` is called whenever somebody reads, and adds what waits elsewhere. It must not raise."""
         self._page.waiting.append(flush)
 
     def together(self) -> contextlib.AbstractContextManager[None]:
@@ -209,7 +209,7 @@ class _Page:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.collectors = {name: _collector(name) for name in CATALOGUE}
         self.waiting: list[Callable[[], None]] = []
-        """Those of engines that are gone, too: what they counted may still wait for the first reader."""
+        """Of every engine, also of those that are gone: what they counted may still wait for the first reader."""
         self.applying = threading.RLock()
         registry.register(self)
 
@@ -219,7 +219,8 @@ class _Page:
 
     def flush(self) -> None:
         """What waits reaches its counters."""
-        for flush in list(self.waiting):
+        # The latest first: verdicts before the tokens of their sequences, which were there earlier.
+        for flush in reversed(list(self.waiting)):
             flush()
 
     def collect(self) -> list[MetricFamily]:
@@ -250,7 +251,7 @@ def _collector(name: str) -> Collector:
 
 
 class _Histogram(Histogram):
-    """With a way to observe many values at once."""
+    """With a way to observe many values at once, for which prometheus_client has none."""
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """As ``observe`` of each of some values, given how many fall into each bucket, and their sum."""

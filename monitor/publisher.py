@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from monitor.bank import ProbeBank
 from monitor.drift import Drift
 from monitor.jury import Jury
 from monitor.metrics import Metrics
-from monitor.verdict import FLAGGED, OK, UNSCORED, Verdicts
+from monitor.verdict import FLAGGED, OK, UNSCORED, Floats, Verdicts
 
 WAITING = 256
 """Verdicts after which they are added up though nobody reads."""
@@ -30,8 +32,9 @@ class Publisher:
         self._drift: dict[tuple[str, str], Drift] = {}
         self._waiting: list[tuple[Jury, Verdicts]] = []
         self._lock = threading.Lock()
-        metrics.before_reading(self._tell)
-        self._announce(bank)
+        with metrics.applying:
+            self._announce(bank)
+            metrics.before_reading(self._tell)
 
     def change(self, before: ProbeBank, after: ProbeBank) -> None:
         """From now on the probes of ``after`` are attached, and those that ``before`` alone has are not."""
@@ -45,13 +48,11 @@ class Publisher:
             self._announce(after)
 
     def _announce(self, bank: ProbeBank) -> None:
-        for seat in bank.seats:
-            manifest = seat.probe.manifest
+        for seat, content in zip(bank.seats, bank.contents, strict=True):
             self._metrics.add_probe(seat.probe)
-            if manifest.benign_quantiles is not None:
-                self._drift.setdefault(
-                    (manifest.name, manifest.tensors_sha256), Drift(manifest.benign_quantiles)
-                )
+            benign = seat.probe.manifest.benign_quantiles
+            if benign is not None:
+                self._drift.setdefault(content, Drift(benign))
 
     def publish(self, verdicts: Verdicts, jury: Jury) -> None:
         """One sequence has been judged."""
@@ -60,7 +61,7 @@ class Publisher:
             many = len(self._waiting) >= WAITING
         if self._metrics.others_read:
             self._tell()
-        # Whoever reads at this moment counts them, or the next verdict does: what serves waits for nobody.
+        # With one API server: whoever reads at this moment counts them, or the next verdict does. Serving never waits.
         elif many and self._metrics.applying.acquire(blocking=False):
             try:
                 self._count()
@@ -68,39 +69,59 @@ class Publisher:
                 self._metrics.applying.release()
 
     def _tell(self) -> None:
-        """What waits is in the metrics, and how it compares with benign traffic."""
+        """What waits is in the metrics, and how it compares with benign traffic. Never raises."""
         with self._metrics.applying:
             self._count()
-            for (name, _), followed in self._drift.items():
-                shift = followed.shift()
-                if shift is not None:
-                    self._metrics.set("probewatch_score_drift", name, to=shift.psi)
-                    self._metrics.set("probewatch_score_drift_ks", name, to=shift.ks)
+            try:
+                self._compare()
+            except Exception as error:
+                self._failed(error)
+
+    def _compare(self) -> None:
+        for (name, _), followed in self._drift.items():
+            shift = followed.shift()
+            if shift is not None:
+                self._metrics.set("probewatch_score_drift", name, to=shift.psi)
+                self._metrics.set("probewatch_score_drift_ks", name, to=shift.ks)
 
     def _count(self) -> None:
         """Adds up what waits. Called with ``applying`` held; never raises, for whoever reads shall see the rest."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for jury, group in groupby(waiting, key=itemgetter(0)):
+            verdicts = [own for _, own in group]
             try:
-                self._add(jury, [verdicts for _, verdicts in group])
+                self._add(jury, _Columns.of(verdicts))
             except Exception as error:
                 self._failed(error)
 
-    def _add(self, jury: Jury, verdicts: Sequence[Verdicts]) -> None:
-        flagged = np.array([one.flagged for one in verdicts])  # [n, P], as all of these
-        unscored = np.array([one.unscored for one in verdicts]) & ~flagged
-        scores = np.array([one.scores for one in verdicts])
-        for label, seen in ((FLAGGED, flagged), (UNSCORED, unscored), (OK, ~(flagged | unscored))):
-            for name, count in zip(jury.names, seen.sum(axis=0).tolist(), strict=True):
+    def _add(self, jury: Jury, seen: _Columns) -> None:
+        ok = ~(seen.flagged | seen.unscored)
+        for label, found in ((FLAGGED, seen.flagged), (UNSCORED, seen.unscored), (OK, ok)):
+            for name, count in zip(jury.names, found.sum(axis=0).tolist(), strict=True):
                 self._metrics.inc("probewatch_requests_total", name, label, by=count)
-        alerts = flagged[:, jury.acting_places].sum(axis=0).tolist()
+        alerts = seen.flagged[:, jury.acting_places].sum(axis=0).tolist()
         for (name, action), count in zip(jury.acting, alerts, strict=True):
             self._metrics.inc("probewatch_alerts_total", name, action, by=count)
         places = jury.margin_places
-        margins = (scores[:, places] - jury.thresholds[places]) / jury.margin_units
+        margins = (seen.scores[:, places] - jury.thresholds[places]) / jury.margin_iqrs
         self._metrics.observe_all("probewatch_request_margin", jury.margin_children, margins)
         for place, content in jury.calibrated:
             if content in self._drift:  # else detached meanwhile
-                own = scores[:, place]
+                own = seen.scores[:, place]
                 self._drift[content].extend(own[np.isfinite(own)].tolist())
+
+
+class _Columns(NamedTuple):
+    """Several verdicts by the same probes, ``[n, P]`` each."""
+
+    flagged: npt.NDArray[np.bool_]
+    unscored: npt.NDArray[np.bool_]
+    """And not flagged."""
+    scores: Floats
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Verdicts]) -> _Columns:
+        flagged = np.array([one.flagged for one in verdicts])
+        unscored = np.array([one.unscored for one in verdicts]) & ~flagged
+        return cls(flagged, unscored, np.array([one.scores for one in verdicts]))

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,21 +56,8 @@ class Record:
         }
 
 
-class Judged(Protocol):
-    """What a client is told of a sequence."""
-
-    @property
-    def choice(self) -> int: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def verdicts(self) -> Mapping[str, ProbeVerdict]: ...
-    @property
-    def coverage(self) -> dict[str, float | None]: ...
-
-
 class Brief(NamedTuple):
-    """That of a record, without the scores of its tokens: it may be kept for long."""
+    """What a client is told of a sequence, without the scores of its tokens: it may be kept for long."""
 
     choice: int
     verdict: str
@@ -83,7 +70,7 @@ class Brief(NamedTuple):
         return cls(record.choice, record.verdict, record.verdicts, record.coverage)
 
 
-def summary(record: Judged) -> dict[str, Any]:
+def summary(record: Record | Brief) -> dict[str, Any]:
     """Verdict, scores and coverage of one sequence (the ``probewatch`` object of a reply)."""
     return {
         "verdict": record.verdict,
@@ -151,7 +138,7 @@ def of_response(records: list[Record], text_of: TokenText) -> dict[str, Any]:
     return with_choices([detail(one, text_of) for one in records], [one.choice for one in records])
 
 
-def reply(records: Sequence[Judged]) -> dict[str, Any]:
+def reply(records: Sequence[Record | Brief]) -> dict[str, Any]:
     """A whole response as a client sees it: ``summary``, with ``choices`` where there are several sequences."""
     return with_choices([summary(record) for record in records], [record.choice for record in records])
 

@@ -54,7 +54,7 @@ class Verdicts(Mapping[str, ProbeVerdict]):
         self._names = names
         self._thresholds = thresholds
         self.scores = np.full(len(names), np.nan)
-        """NaN without one."""
+        """[P], as all of these; NaN without one"""
         self.flagged = np.zeros(len(names), bool)
         self.unscored = np.ones(len(names), bool)
         self._peaks = np.full(len(names), -1)
@@ -75,11 +75,11 @@ class Verdicts(Mapping[str, ProbeVerdict]):
         self._peaks[index] = -1 if one.peak_token is None else one.peak_token
         self._counts[index] = one.tokens_scored
 
-    def of_sequence(self, acting: Selection) -> str:
-        """As the function; ``acting``: places of the probes that count."""
-        if self.flagged[acting].any():
+    def worst_of(self, places: Selection) -> str:
+        """The worst verdict of the probes at ``places``; ``ok`` where there are none."""
+        if self.flagged[places].any():
             return FLAGGED
-        return UNSCORED if self.unscored[acting].any() else OK
+        return UNSCORED if self.unscored[places].any() else OK
 
     @cached_property
     def _each(self) -> dict[str, ProbeVerdict]:

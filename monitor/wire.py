@@ -11,7 +11,8 @@ from monitor.events import FloatArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
-VERSION = 4
+VERSION = 5
+"""Raise it whenever a message, or how a bank lays out its states, changes."""
 _ALIKE = ("version", "counts", "columns", "epoch")
 """Parts of a message that are the same in steps which can be joined."""
 
@@ -86,9 +87,8 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     starts = np.frombuffer(b"".join([message["starts"] for message in messages]), np.int64).reshape(shape[:2])
     if (starts[1:] != starts[:-1] + 1).any():
         return None
-    states = np.empty((shape[1], shape[0], shape[2]), np.float32)
-    for at, message in enumerate(messages):
-        states[:, at] = np.frombuffer(message["states"], np.float32).reshape(shape[1:])
+    each = [np.frombuffer(message["states"], np.float32).reshape(shape[1:]) for message in messages]
+    states = np.stack(each, axis=1)  # [R, steps, K]
     steered: dict[str, int] = {}
     for message in messages:
         for vector, rows in message["steered"].items():

@@ -19,9 +19,10 @@ from monitor.refusal import REQUIRE_ENDPOINT, file_reason
 from monitor.seam import supported
 from monitor.seam.hooks import patch_warm_up, patch_worker
 from monitor.seam.inputs import patch_input_processor
-from monitor.seam.output_hooks import patch_output_processor, patch_request_output
+from monitor.seam.output_hooks import patch_output_processor
 from monitor.seam.outputs import OutputTap
 from monitor.seam.patching import wrap
+from monitor.seam.request_output import patch_request_output
 from monitor.seam.scheduler import patch_scheduler
 from monitor.wire import CARRIER
 

@@ -1,20 +1,14 @@
-"""Where the monitor enters vLLM's ``OutputProcessor``: its methods wrapped around an ``OutputTap``; and what outputs
-carry where there is no server."""
+"""Where the monitor enters vLLM's ``OutputProcessor``: its methods wrapped around an ``OutputTap``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any
 
-from monitor.engines import Engines
-from monitor.records import Brief, reply
-from monitor.response_ids import locate
 from monitor.seam.outputs import OutputTap
-from monitor.seam.patching import add_method, wrap
+from monitor.seam.patching import wrap
+from monitor.seam.request_output import tell
 from monitor.wire import CARRIER
-
-_BRIEFS = "_probewatch_briefs"
 
 
 def patch_output_processor(processor_class: type) -> None:
@@ -26,9 +20,9 @@ def patch_output_processor(processor_class: type) -> None:
             tap.take(engine_core_outputs, self.request_states)
         result = original(self, engine_core_outputs, *args, **kwargs)
         if tap is not None:
-            for request_output in result.request_outputs:
+            for output in result.request_outputs:
                 try:
-                    _attach_offline(request_output, tap.engines)
+                    tell(output, tap.engines)
                 except Exception as error:
                     tap.failed(error)
         return result
@@ -53,32 +47,3 @@ def _settle(processor: Any, request_ids: Iterable[str], reason: str | None = Non
     if tap is not None:
         for request_id in request_ids:
             tap.finished(request_id, reason)
-
-
-def _attach_offline(request_output: Any, engines: Engines) -> None:
-    """``LLM.generate`` and ``LLM.chat``: the verdict rides on the ``RequestOutput``."""
-    if request_output.finished:
-        records = engines.recent.of(locate(str(request_output.request_id), "").response_id)
-        if records:
-            setattr(request_output, _BRIEFS, [Brief.of(record) for record in records])
-
-
-def patch_request_output(output_class: type) -> None:
-    """Gives ``RequestOutput`` the property ``probewatch``: of many probes it is a large dict, made when somebody reads
-    it, or takes the output to another process."""
-
-    def probewatch(self: Any) -> dict[str, Any]:
-        briefs = vars(self).get(_BRIEFS)
-        if briefs is None:
-            raise AttributeError("probewatch: this output has not ended, or nothing of it was scored")
-        return reply(briefs)
-
-    def state(self: Any) -> dict[str, Any]:
-        if _BRIEFS in vars(self):
-            _ = self.probewatch
-        return {name: one for name, one in vars(self).items() if name != _BRIEFS}
-
-    told = cached_property(probewatch)
-    told.__set_name__(output_class, CARRIER)
-    setattr(output_class, CARRIER, told)
-    add_method(output_class, "__getstate__", state)

@@ -34,5 +34,5 @@ def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def add_method(owner: type, name: str, method: Callable[..., Any]) -> None:
-    """Adds a method that vLLM's ``collective_rpc``, or Python, can call by name."""
+    """Adds a method to a class of vLLM's that has none of that name."""
     setattr(owner, name, method)

@@ -18,7 +18,9 @@ from monitor.seam.transfer import Transfer
 SELFTEST_TOLERANCE = 1e-3
 """Largest allowed difference from the golden scores, relative to 1 + their largest magnitude."""
 
-ROWS_TOGETHER = 256
+ROWS_TOGETHER = 32
+"""Golden inputs in one pass. Up to there a GPU's kernel shares its work out as in a decode step, which is to be
+tested."""
 
 Apply = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
@@ -67,7 +69,7 @@ def _states(bank: ProbeBank, seats: Sequence[Seat], weights: Tensor, apply: Appl
     starts = np.cumsum([0, *(len(seat.probe.golden_inputs) for seat in seats)]).tolist()
     read_rows = {row for seat in seats for row in seat.layer_rows}
     streams = {row: torch.zeros(starts[-1], bank.d_model) for row in sorted(read_rows)}
-    for seat, start in zip(seats, starts, strict=False):
+    for seat, start in zip(seats, starts[:-1], strict=True):
         for inputs, row in zip(seat.probe.golden_inputs.transpose(0, 1), seat.layer_rows, strict=True):
             streams[row][start : start + len(inputs)] = inputs  # [N, d]
     buffers = TapBuffers.allocate(len(bank.layers), starts[-1], bank.capacity, True, weights.device)

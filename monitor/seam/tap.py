@@ -26,7 +26,7 @@ from monitor.unscored import Reason, nan_for
 if TYPE_CHECKING:
     from monitor.kernels.pack import Packer
 
-SCHEMA = 4
+SCHEMA = 5
 """Raise it whenever the operation or the way it enters the graph changes: it is part of the compile key."""
 
 SETTLED = frozenset(("positions", "slots", "starts"))

@@ -33,28 +33,27 @@ def capture(runner: Any, group: int) -> Capture:
 
 class Batches:
     """The steps of one runner. Most only decode, and go on from the step before: then little has to be looked up, and
-    no NumPy function is called that can wait until others are, for after a forward pass none is in the processor's
-    caches."""
+    what NumPy has to do is left until the step is taken apart, for after a forward pass no cache holds it."""
 
     def __init__(self, group: int) -> None:
         """``group``: the KV-cache group whose slots index the score store."""
         self._group = group
-        self._last: StepView | None = None
-        """That was read whole, and only decoded."""
+        self._whole: StepView | None = None
+        """The last step that was read whole; None unless it only decoded."""
         self._ids: list[str] = []
-        self._first: list[int] = []
-        """Its positions."""
+        self._positions: list[int] = []
+        """[R] of that step"""
         self._steps = 0
-        """That went on from there."""
+        """Since then."""
         self._left = 0
         """Steps until some request comes to another block."""
 
     def capture(self, runner: Any, scheduled: Any) -> Capture:
         """As the function. ``scheduled``: the scheduler's output of the step."""
-        last = self._last
-        if last is not None and self._goes_on(runner.input_batch, scheduled):
+        whole = self._whole
+        if whole is not None and self._goes_on(runner.input_batch, scheduled):
             self._left, self._steps = self._left - 1, self._steps + 1
-            return Capture(len(self._ids), {}, functools.partial(_later, last, self._steps))
+            return Capture(len(self._ids), {}, functools.partial(_later, whole, self._steps))
         view = step_view(runner, self._group)
         self._remember(view, runner)
         return Capture(view.rows, {}, lambda _: view)
@@ -74,15 +73,15 @@ class Batches:
             return False
         further = self._steps + 1
         reached: list[int] = batch.num_computed_tokens_cpu[:n].tolist()
-        return reached == [position + further for position in self._first]
+        return reached == [position + further for position in self._positions]
 
     def _remember(self, view: StepView, runner: Any) -> None:
-        self._last = None
+        self._whole = None
         goes_on = view.decodes and bool((view.known_tokens == view.first_position + 1).all())
         if goes_on and view.adapters is None:
             block_size = int(runner.input_batch.block_table[self._group].block_size)
-            self._last, self._ids = view, list(view.request_ids)
-            self._first, self._steps = view.first_position.tolist(), 0
+            self._whole, self._ids = view, list(view.request_ids)
+            self._positions, self._steps = view.first_position.tolist(), 0
             self._left = block_size - 1 - int((view.first_position % block_size).max())
 
 

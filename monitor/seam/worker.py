@@ -275,7 +275,8 @@ class WorkerMonitor:
             self.guard(error)
 
     def _attach(self, scores: StepScores, output: Any) -> None:
-        if any(scores.counts.tolist()):  # a step without output sends no message
+        # A step without output sends no message. Not NumPy's any, which no cache holds after a forward pass.
+        if any(scores.counts.tolist()):
             scores, self._new_errors = scores.with_errors(self._new_errors), 0
         setattr(output, CARRIER, scores)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from monitor.drift import Drift
 from monitor.events import FloatArray
 from monitor.frontend import Arrival, Frontend, Running
+from monitor.jury import Jury
 from monitor.publisher import WAITING
 from monitor.records import Record
 from monitor.unscored import Reason, nan_for, reasons
@@ -27,6 +31,7 @@ from tests.unit.monitor_fakes import (
     alerting,
     alone,
     column,
+    make_bank,
     make_frontend,
     make_probe,
     summed,
@@ -317,7 +322,7 @@ def test_while_somebody_reads_verdicts_wait_and_the_one_who_serves_does_not() ->
         running = running_of(1, f"r{i}")
         send(frontend, running, 1, 0, column(1.0))
         frontend.finish(running, "stop")
-    assert len(frontend._publisher._waiting) == WAITING + 3
+    assert reader.is_alive()
     done.set()
     reader.join()
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == WAITING + 3
@@ -326,10 +331,78 @@ def test_while_somebody_reads_verdicts_wait_and_the_one_who_serves_does_not() ->
 def test_a_verdict_that_cannot_be_counted_costs_no_page() -> None:
     frontend, registry = make_frontend(alerting(threshold=0.5))
     jury = frontend._jury(frontend.bank)
-    frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), jury)
+    frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), Jury(make_bank(alerting())))
+    frontend._publisher.publish(jury.judge(column(1.0), 1), jury)
     send(frontend, running_of(1), 1, 0, column(1.0))
     assert value(registry, "probewatch_tokens_seen_total", phase="prompt") == 1
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 1
     assert value(registry, "probewatch_errors_total", stage="frontend") == 1
+
+
+def test_drift_that_cannot_be_compared_costs_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    frontend, registry = make_frontend(alerting(threshold=50.0, benign_quantiles=BENIGN))
+    monkeypatch.setattr(Drift, "shift", lambda self: 1 / 0)
+    send(frontend, running_of(1), 1, 0, column(1.0))
+    assert value(registry, "probewatch_tokens_seen_total", phase="prompt") == 1
+    assert frontend.last_error == "frontend: ZeroDivisionError: division by zero"
+
+
+def test_each_probe_of_many_kinds_has_its_own_alerts_margins_and_drift() -> None:
+    point = {"probabilities": (0.0, 1.0), "values": (3.0, 3.0)}
+    frontend, registry = make_frontend(
+        alerting("plain", threshold=0.0, default_action="observe"),
+        alerting("known", threshold=2.0, benign_quantiles=BENIGN),
+        alerting("open", threshold=None, default_action="observe", benign_quantiles=BENIGN),
+        alerting("point", threshold=2.0, benign_quantiles=point),
+        alerting("other", threshold=100.0, benign_quantiles=BENIGN),
+    )
+    for i in range(300):
+        running = running_of(1, f"r{i}")
+        scores = [1.0, i % 100 / 10 + 0.05, 5.0, 3.0, 90.0]
+        send(frontend, running, 1, 0, np.array([scores], np.float32))
+        frontend.finish(running, "stop")
+
+    def of(name: str) -> list[float | None]:
+        """Alerts, margins, those at the threshold or below, drift."""
+        return [
+            value(registry, "probewatch_alerts_total", probe=name, action="alert"),
+            value(registry, "probewatch_request_margin_count", probe=name),
+            value(registry, "probewatch_request_margin_bucket", probe=name, le="0.0"),
+            value(registry, "probewatch_score_drift_ks", probe=name),
+        ]
+
+    assert of("plain") == [None, 0, 0, 0]
+    assert of("known") == [240, 300, 60, pytest.approx(0.0, abs=0.02)]
+    assert of("open") == [None, 0, 0, pytest.approx(0.5)]
+    assert of("point") == [300, 0, 0, pytest.approx(0.0)]
+    assert of("other") == [0, 300, 300, pytest.approx(1.0)]
+
+
+def test_verdicts_that_wait_are_counted_by_the_probes_that_gave_them() -> None:
+    frontend, registry = make_frontend(alerting("old", threshold=0.5))
+    send(frontend, first := running_of(1, "a"), 1, 0, column(1.0))
+    frontend.finish(first, "stop")
+    running = running_of(1, "c")
+    send(frontend, running, 1, 0, column(1.0))
+    frontend.adopt(frontend.bank.follow([alerting("old", threshold=5.0)]))
+    second = running_of(1, "b")
+    frontend.arrive([Arrival(second, (50,), 0, column(1.0), frontend.bank.epoch)])
+    for one in (second, running):
+        frontend.finish(one, "stop")
+    assert value(registry, "probewatch_requests_total", probe="old", verdict=OK) == 1
+    assert value(registry, "probewatch_requests_total", probe="old", verdict=FLAGGED) == 2
+
+
+def test_metrics_outlive_an_engine_and_hold_nothing_of_what_it_remembers() -> None:
+    frontend, registry = make_frontend(alerting(threshold=0.5))
+    send(frontend, running := running_of(1), 1, 0, column(1.0))
+    frontend.finish(running, "stop")
+    seen, recent = weakref.ref(frontend), weakref.ref(frontend.recent)
+    del frontend, running
+    gc.collect()
+    assert seen() is None
+    assert recent() is None
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 1
 
 
 def test_coverage_counts_from_the_attach_on() -> None:

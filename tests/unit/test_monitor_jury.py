@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from monitor import jury
 from monitor.bank import ProbeBank
-from monitor.jury import MANY, Jury
+from monitor.jury import LOOP_FROM, Jury
 from monitor.unscored import Reason, nan_for
-from monitor.verdict import judge
+from monitor.verdict import judge, of_sequence
 from probes import Probe
 from probes.artifact import split_golden
 from probes.testing import fake_manifest, fake_tensors
@@ -45,7 +45,7 @@ PROBES = [
 BANK = ProbeBank(PROBES, [0], 8, 16)
 
 
-@pytest.mark.parametrize("many", [1, MANY])
+@pytest.mark.parametrize("many", [1, LOOP_FROM])
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 12), st.integers(0, 8), st.integers(0, 2**32 - 1), st.sampled_from(["none", "one", "row"])
@@ -56,7 +56,7 @@ def test_together_is_as_alone(many: int, tokens: int, prompt: int, seed: int, go
     if tokens and gone != "none":
         where = slice(None) if gone == "row" else int(rng.integers(BANK.state_columns))
         states[int(rng.integers(tokens)), where] = nan_for(Reason.TAP_SILENT)
-    with mock.patch.object(jury, "MANY", many):
+    with mock.patch.object(jury, "LOOP_FROM", many):
         found = Jury(BANK).judge(states, prompt)
     assert list(found) == [one.manifest.name for one in PROBES]
     for seat in BANK.seats:
@@ -70,3 +70,15 @@ def test_together_is_as_alone(many: int, tokens: int, prompt: int, seed: int, go
             alone.tokens_scored,
         )
         assert together.threshold == alone.threshold
+    places = rng.permutation(len(PROBES))[: int(rng.integers(len(PROBES)))]
+    names = [PROBES[place].manifest.name for place in places]
+    assert found.worst_of(places) == of_sequence(
+        found, {n: "alert" if n in names else "observe" for n in found}
+    )
+
+
+def test_of_equal_scores_the_first_token_is_the_peak() -> None:
+    bank = ProbeBank(PROBES[:2], [0], 8, 16)
+    states = np.array([[0.0, 0.0], [3.0, 1.0], [3.0, 2.0], [1.0, 2.0]], np.float32)
+    found = Jury(bank).judge(states, 1)
+    assert [found[one.manifest.name].peak_token for one in PROBES[:2]] == [1, 2]

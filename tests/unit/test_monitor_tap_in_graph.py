@@ -33,6 +33,7 @@ def test_compiled_it_is_what_the_operation_is(dtype: torch.dtype, tolerance: flo
     generator = torch.Generator().manual_seed(columns)
     weights = tap.laid_out(torch.randn(1, D, columns, generator=generator), torch.device("cpu"))
     strides = weights.stride()
+    assert strides[1] == 1
     for rows in (5, 9):
         h, residual = (4 * torch.randn(rows, D, generator=generator).to(dtype) for _ in range(2))
         weights.copy_(torch.randn(1, D, columns, generator=generator))  # as when probes are changed

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from probes.estimate import Estimate, bootstrap, center, percentile
+from probes.estimate import Estimate, bootstrap, hodges_lehmann, percentile
 
 
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
@@ -24,22 +24,22 @@ def test_without_resamples_or_with_broken_ones_there_is_no_interval() -> None:
         assert math.isnan(found.high)
 
 
-def test_the_interval_of_a_center_is_that_of_published_tables() -> None:
+def test_the_interval_of_a_pseudomedian_is_that_of_published_tables() -> None:
     # Ten values: of 55 pairs' means the 9th least and the 9th greatest, for 8 is the critical sum of ranks.
     values = np.array([0.0, 1, 3, 7, 15, 31, 63, 127, 255, 511])
     means = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
-    assert center(values) == (means[27], means[8], means[-9])
+    assert hodges_lehmann(values) == (means[27], means[8], means[-9])
 
 
 @pytest.mark.parametrize("n", [6, 7, 8, 15])
-def test_the_interval_of_a_center_of_few_holds_it_at_least_as_often_as_it_says(n: int) -> None:
+def test_the_interval_of_a_pseudomedian_of_few_holds_it_at_least_as_often_as_it_says(n: int) -> None:
     rng = np.random.default_rng(n)
-    held = [one.low <= 0 <= one.high for one in (center(rng.normal(size=n)) for _ in range(4000))]
+    held = [one.low <= 0 <= one.high for one in (hodges_lehmann(rng.normal(size=n)) for _ in range(4000))]
     assert 0.94 < np.mean(held) < 0.98
 
 
-def test_five_values_have_a_center_and_no_interval() -> None:
-    found = center([5, 1, 4, 2, 3])
+def test_five_values_have_a_pseudomedian_and_no_interval() -> None:
+    found = hodges_lehmann([5, 1, 4, 2, 3])
     assert (found.value, str(found)) == (3.0, "3.000 (no interval)")
     assert math.isnan(found.low)
     assert math.isnan(found.high)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from monitor.records import RecentRecords, reply
-from monitor.seam.output_hooks import _attach_offline, patch_request_output
+from monitor.seam.request_output import patch_request_output, tell
 from tests.unit.monitor_fakes import alerting, column, make_frontend
 from tests.unit.test_monitor_frontend import running_of, send
 
@@ -36,7 +36,7 @@ def judged() -> RecentRecords:
 
 def test_the_dict_of_a_reply_is_made_once_when_somebody_reads_it() -> None:
     recent, output = judged(), Output("r0")
-    _attach_offline(output, SimpleNamespace(recent=recent))  # type: ignore[arg-type]
+    tell(output, SimpleNamespace(recent=recent))  # type: ignore[arg-type]
     assert "probewatch" not in vars(output)
     told = output.probewatch  # type: ignore[attr-defined]
     assert type(told) is dict
@@ -48,13 +48,13 @@ def test_the_dict_of_a_reply_is_made_once_when_somebody_reads_it() -> None:
 
 @pytest.mark.parametrize("output", [Output("r0", finished=False), Output("unknown")])
 def test_an_output_of_which_nothing_is_known_has_no_such_attribute(output: Output) -> None:
-    _attach_offline(output, SimpleNamespace(recent=judged()))  # type: ignore[arg-type]
+    tell(output, SimpleNamespace(recent=judged()))  # type: ignore[arg-type]
     assert not hasattr(output, "probewatch")
 
 
 def test_it_travels_as_a_plain_dict_and_holds_no_token_scores() -> None:
     recent, output = judged(), Output("r0")
-    _attach_offline(output, SimpleNamespace(recent=recent))  # type: ignore[arg-type]
+    tell(output, SimpleNamespace(recent=recent))  # type: ignore[arg-type]
     carried = pickle.dumps(output)
     assert b"monitor" not in carried.replace(Output.__module__.encode(), b"")
     expected = reply(recent.of("r0"))
