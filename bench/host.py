@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from monitor.adapters import AdapterRules
 from monitor.bank import ProbeBank
+from monitor.drift import STRIDE, WINDOW, Drift
 from monitor.engines import Engines
 from monitor.frontend import Frontend
 from monitor.metrics import Metrics
@@ -213,6 +214,19 @@ def finishing(probes: int, fed: int, sequences: int = 64) -> list[float]:
     return [seconds + each for seconds in found]
 
 
+def comparing() -> float:
+    """Median seconds of comparing one probe with benign traffic, as happens when somebody reads the metrics."""
+    drift, rng = Drift(BENIGN), np.random.default_rng(0)
+    drift.extend(rng.normal(size=WINDOW).tolist())
+    found = []
+    for _ in range(STEPS):
+        drift.extend(rng.normal(size=STRIDE).tolist())
+        started = time.thread_time()
+        drift.shift()
+        found.append(time.thread_time() - started)
+    return statistics.median(found)
+
+
 def one_tap(between: Callable[[], None] = lambda: None) -> float:
     """Median seconds of a tap of 32 rows, 768 wide, behind the operation that a graph calls."""
     define_operation("CPU")
@@ -254,6 +268,7 @@ def main() -> None:
         )
     judging = statistics.fmean(finishing(args.probes, FED))
     print(f"verdicts on an answer of {FED} tokens, in the API server: {judging * 1e6:.1f}")
+    print(f"drift of one calibrated probe, when the metrics are read: {comparing() * 1e6:.1f}")
 
 
 if __name__ == "__main__":
