@@ -94,17 +94,10 @@ class ProbeBank:
         for seat in kept.values():
             columns.occupy(seat.columns, seat.layer_rows)
             states.occupy(seat.states)
-        # States of probes on the same layers lie side by side, so that they are written in one stretch.
-        places = {
-            probe.manifest.name: states.take(_state_width(probe))
-            for probe in sorted(probes, key=lambda probe: probe.manifest.layers)
-            if _identity(probe) not in kept
-        }
         seats = []
         for probe in probes:
             old = kept.get(_identity(probe))
-            place = places.get(probe.manifest.name)
-            seats.append(self._seat(probe, columns, place) if old is None else replace(old, probe=probe))
+            seats.append(self._seat(probe, columns, states) if old is None else replace(old, probe=probe))
         self.seats = tuple(seats)
         widest = max((seat.columns.stop for seat in seats), default=0)
         self.used_columns = max(widest, 1)
@@ -115,7 +108,7 @@ class ProbeBank:
         self._affine = _groups(seats)
         self._other = [seat for seat in seats if seat.bias is None]
 
-    def _seat(self, probe: Probe, columns: _Room, place: slice | None) -> Seat:
+    def _seat(self, probe: Probe, columns: _Room, states: _Room) -> Seat:
         missing = [layer for layer in probe.manifest.layers if layer not in self.layers]
         if missing:
             raise AttachError(
@@ -136,6 +129,7 @@ class ProbeBank:
                 "detach one, or start the server with a larger PROBEWATCH_TAP_COLUMNS"
             )
         affine = _affine_form(probe, depth, width)
+        place = states.take(_state_width(probe, depth, width))
         assert place is not None  # states have no limit of their own
         factors, bias = (None, None) if affine is None else (tuple(affine[0].tolist()), affine[1])
         return Seat(probe, where, place, rows, factors, bias)
@@ -152,7 +146,7 @@ class ProbeBank:
     @cached_property
     def state_places(self) -> Selection:
         """The state columns that belong to a probe."""
-        return selection(sorted(c for seat in self.seats for c in range(seat.states.start, seat.states.stop)))
+        return selection([c for seat in self.seats for c in range(seat.states.start, seat.states.stop)])
 
     @cached_property
     def actions(self) -> dict[str, str]:
@@ -276,7 +270,6 @@ def _affine_form(probe: Probe, layers: int, columns: int) -> tuple[Tensor, float
     return factors, bias
 
 
-def _state_width(probe: Probe) -> int:
-    layers, _, columns = probe.columns.shape
+def _state_width(probe: Probe, layers: int, columns: int) -> int:
     norms = torch.ones(1, layers) if probe.needs_norm else None
     return int(probe.state_from_projections(torch.zeros(1, layers, columns), norms).shape[1])

@@ -138,8 +138,7 @@ def test_a_kind_of_several_columns_and_states_keeps_its_seat(monkeypatch: pytest
     bank = check(probes, [1, 3], 1)
     assert bank.capacity == 4
     assert [(seat.columns.start, seat.columns.stop) for seat in bank.seats] == [(0, 1), (1, 4), (0, 1)]
-    # By layers: those of c, then of b, then of a.
-    assert [(seat.states.start, seat.states.stop) for seat in bank.seats] == [(5, 6), (1, 5), (0, 1)]
+    assert [(seat.states.start, seat.states.stop) for seat in bank.seats] == [(0, 1), (1, 5), (5, 6)]
 
 
 def test_probes_of_different_layers_share_columns() -> None:
