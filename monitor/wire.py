@@ -12,7 +12,7 @@ from monitor.events import FloatArray, StepScores
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
 VERSION = 5
-"""Raise it whenever a message, or how a bank lays out its states, changes."""
+"""Raise it whenever messages, or the layout of states in them, change."""
 _ALIKE = ("version", "counts", "columns", "epoch")
 """Parts of a message that are the same in steps which can be joined."""
 
