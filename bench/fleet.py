@@ -26,7 +26,7 @@ from typing import Any
 
 import requests
 import yaml
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from monitor.catalogue import PHASES
 from monitor.demo.server import free_port
@@ -239,14 +239,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=8)
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between scrapes of the fleet")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each run takes")
-    parser.add_argument(
-        "--without-created",
-        action="store_true",
-        help="as with PROMETHEUS_DISABLE_CREATED_SERIES=True: no series that only tells when a child was made",
-    )
     args = parser.parse_args()
-    if args.without_created:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
     print("series a node, by probes: " + ", ".join(f"{n}: {series(n)}" for n in (1, 4, 8, 16)), flush=True)
     found = measure(args.nodes, args.probes, args.interval, args.seconds)
     dense = measure(DENSE_NODES, args.probes, args.seconds / FULL_CHUNK, args.seconds + 5)

@@ -209,9 +209,9 @@ class Frontend:
         for name, by_phase in lost.items():
             for phase, came in (("prompt", prompt), ("generation", generated)):
                 for reason, n in by_phase[phase].items():
-                    metrics.inc_each("probewatch_tokens_unscored_total", [(name, phase, reason.label)], n)
+                    metrics.inc_later("probewatch_tokens_unscored_total", name, phase, reason.label, by=n)
                 scored = came - sum(by_phase[phase].values())
-                metrics.inc_each("probewatch_tokens_scored_total", [(name, phase)], scored)
+                metrics.inc_later("probewatch_tokens_scored_total", name, phase, by=scored)
 
     def finish(self, running: Running, finish_reason: str) -> Record | None:
         """Judges a sequence that has ended, however it ended. None if it never produced output."""

@@ -77,16 +77,16 @@ class Metrics:
         ``children``: the labels of each; the same object every time."""
         self._tally.add(name, children, by)
 
-    def inc_each(self, name: str, children: Iterable[tuple[str, ...]], by: int = 1) -> None:
-        """Adds to each of several counters, given by their labels, by the time that somebody reads them."""
-        self._tally.add_each(name, children, by)
+    def inc_later(self, name: str, *labels: str, by: int = 1) -> None:
+        """Adds to a counter by the time that somebody reads it."""
+        self._tally.add_one(name, labels, by)
 
     def before_reading(self, flush: Callable[[], None]) -> None:
         """``flush`` is called whenever somebody reads, and adds what waits elsewhere. It must not raise."""
         self._page.waiting.append(flush)
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """What ``inc_all`` and ``inc_each`` add inside is seen by a scrape as a whole or not at all."""
+        """What ``inc_all`` and ``inc_later`` add inside is seen by a scrape as a whole or not at all."""
         return self._tally.together()
 
     def flush(self) -> None:
@@ -227,7 +227,12 @@ class _Page:
         """For the registry."""
         with self.applying:
             self.flush()
-            return [family for one in self.collectors.values() for family in one.collect()]
+            families = [family for one in self.collectors.values() for family in one.collect()]
+        for family in families:
+            # A third of all lines, which tell when a child was made: nothing reads them, and a page that is long to
+            # write keeps whatever else its thread has to do.
+            family.samples = [one for one in family.samples if not one.name.endswith("_created")]
+        return families
 
 
 # prometheus_client refuses a second collector of the same name; several engines in one process share them.

@@ -93,18 +93,22 @@ class Publisher:
             try:
                 self._add(jury, _Columns.of(verdicts))
             except Exception as error:
-                self._failed(error)
+                for _ in verdicts:  # each that no metric shows is an error of its own
+                    self._failed(error)
 
     def _add(self, jury: Jury, seen: _Columns) -> None:
+        # All is known before anything is counted: verdicts that cannot be told are counted nowhere, not in part.
         ok = ~(seen.flagged | seen.unscored)
-        for label, found in ((FLAGGED, seen.flagged), (UNSCORED, seen.unscored), (OK, ok)):
-            for name, count in zip(jury.names, found.sum(axis=0).tolist(), strict=True):
-                self._metrics.inc("probewatch_requests_total", name, label, by=count)
+        found = {FLAGGED: seen.flagged, UNSCORED: seen.unscored, OK: ok}
+        counts = {label: columns.sum(axis=0).tolist() for label, columns in found.items()}
         alerts = seen.flagged[:, jury.acting_places].sum(axis=0).tolist()
-        for (name, action), count in zip(jury.acting, alerts, strict=True):
-            self._metrics.inc("probewatch_alerts_total", name, action, by=count)
         places = jury.margin_places
         margins = (seen.scores[:, places] - jury.thresholds[places]) / jury.margin_iqrs
+        for label, by_probe in counts.items():
+            for name, count in zip(jury.names, by_probe, strict=True):
+                self._metrics.inc("probewatch_requests_total", name, label, by=count)
+        for (name, action), count in zip(jury.acting, alerts, strict=True):
+            self._metrics.inc("probewatch_alerts_total", name, action, by=count)
         self._metrics.observe_all("probewatch_request_margin", jury.margin_children, margins)
         for place, content in jury.calibrated:
             if content in self._drift:  # else detached meanwhile

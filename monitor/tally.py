@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Labels = tuple[str, ...]
@@ -55,13 +55,12 @@ class Tally:
                 self._spread()
         self._flush_where_others_read()
 
-    def add_each(self, name: str, children: Iterable[Labels], by: int = 1) -> None:
-        """As much to each of these children, as often as it comes."""
+    def add_one(self, name: str, labels: Labels, by: int = 1) -> None:
+        """To a single child."""
         if not by:
             return
         with self._lock:
-            for labels in children:
-                self._single[name, labels] += by
+            self._single[name, labels] += by
         self._flush_where_others_read()
 
     def _spread(self) -> None:

@@ -312,7 +312,12 @@ _IN_THE_FRONT_END = (
         "request_id, external_req_id, n",
         "choices of one request",
     ),
-    Touched("reads", "vllm.outputs:RequestOutput", "request_id, finished", "carries the verdict of `LLM`"),
+    Touched(
+        "reads",
+        "vllm.outputs:RequestOutput",
+        "request_id, finished",
+        "carries the verdict of `LLM`; the property `probewatch` and, where it has none, `__getstate__` are added",
+    ),
     Touched(
         "calls",
         "vllm.tokenizers.protocol:TokenizerLike.decode",

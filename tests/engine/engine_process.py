@@ -57,7 +57,7 @@ def _metrics() -> dict[str, float]:
         f"{sample.name}{json.dumps(dict(sorted(sample.labels.items())))}": sample.value
         for family in REGISTRY.collect()
         for sample in family.samples
-        if not sample.name.endswith(("_created", "_bucket"))
+        if not sample.name.endswith("_bucket")
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from monitor.drift import Drift
 from monitor.events import FloatArray
@@ -328,15 +328,31 @@ def test_while_somebody_reads_verdicts_wait_and_the_one_who_serves_does_not() ->
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == WAITING + 3
 
 
+@pytest.mark.parametrize("others_read", [True, False])
+def test_where_another_process_may_read_no_verdict_waits(others_read: bool) -> None:
+    frontend, _ = make_frontend(alerting(threshold=0.5))
+    frontend.metrics.others_read = others_read
+    running = running_of(1)
+    send(frontend, running, 1, 0, column(1.0))
+    frontend.finish(running, "stop")
+    flagged = frontend.metrics.child("probewatch_requests_total", "lie", FLAGGED)
+    assert isinstance(flagged, Counter)
+    [total] = [one.value for one in flagged.collect()[0].samples if one.name.endswith("_total")]
+    assert total == others_read
+
+
 def test_a_verdict_that_cannot_be_counted_costs_no_page() -> None:
     frontend, registry = make_frontend(alerting(threshold=0.5))
     jury = frontend._jury(frontend.bank)
-    frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), Jury(make_bank(alerting())))
+    other = Jury(make_bank(alerting()))
+    for _ in range(3):
+        frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), other)
     frontend._publisher.publish(jury.judge(column(1.0), 1), jury)
     send(frontend, running_of(1), 1, 0, column(1.0))
     assert value(registry, "probewatch_tokens_seen_total", phase="prompt") == 1
     assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 1
-    assert value(registry, "probewatch_errors_total", stage="frontend") == 1
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="ok") == 0
+    assert value(registry, "probewatch_errors_total", stage="frontend") == 3, "as many as no metric shows"
 
 
 def test_drift_that_cannot_be_compared_costs_no_page(monkeypatch: pytest.MonkeyPatch) -> None:

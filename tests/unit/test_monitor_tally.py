@@ -64,7 +64,7 @@ def test_what_an_engine_counted_before_it_was_dropped_is_scraped() -> None:
     registry = CollectorRegistry()
     metrics = Metrics("m", "0", registry)
     metrics.inc_all(NAME, [("prompt",)], by=7)
-    metrics.inc_each(SCORED, [("lie", "prompt")], 7)
+    metrics.inc_later(SCORED, "lie", "prompt", by=7)
     del metrics
     gc.collect()
     assert totals(generate_latest(registry).decode()) == (7, 7)
@@ -86,7 +86,7 @@ def test_what_waits_for_a_reader_who_never_comes_has_a_bound() -> None:
     added: list[Any] = []
     for _ in range(10 * MANY):
         tally.add("x", [("a",), ("b",)], 1)
-        tally.add_each("x", [("b",)])
+        tally.add_one("x", ("b",))
         assert len(tally._pending) <= MANY
     tally.flush()
     assert len(added) < 3 * MANY
@@ -98,8 +98,8 @@ def test_single_increments_are_counted_by_their_labels() -> None:
     registry = CollectorRegistry()
     metrics = Metrics("m", "0", registry)
     name = "probewatch_requests_total"
-    metrics.inc_each(name, [("a", "ok"), ("b", "flagged")])
-    metrics.inc_each(name, [("a", "ok"), ("b", "ok")])
+    for probe, verdict in (("a", "ok"), ("b", "flagged"), ("a", "ok"), ("b", "ok")):
+        metrics.inc_later(name, probe, verdict)
     page = generate_latest(registry).decode()
     assert f'{name}{{engine="0",model_name="m",probe="a",verdict="ok"}} 2.0' in page
     assert f'{name}{{engine="0",model_name="m",probe="b",verdict="ok"}} 1.0' in page
@@ -157,10 +157,10 @@ def test_what_is_counted_together_is_not_seen_in_part() -> None:
     looking = threading.Thread(target=lambda: pages.append(generate_latest(registry).decode()))
     pages: list[str] = []
     with metrics.together():
-        metrics.inc_each(NAME, [("prompt",)], 2)
+        metrics.inc_later(NAME, "prompt", by=2)
         looking.start()
         looking.join(0.05)
-        metrics.inc_each(SCORED, [("lie", "prompt")], 2)
+        metrics.inc_later(SCORED, "lie", "prompt", by=2)
     looking.join()
     assert totals(pages[0]) == (2, 2)
 
