@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -30,6 +31,8 @@ class Running:
         self.arm = arm
         self.process = process
         self.log = log
+        self.begun = time.monotonic()
+        """When its process was there; what the benchmark wrote for it came before."""
 
     def __enter__(self) -> Running:
         self.answer()

@@ -79,11 +79,10 @@ def start(arm: Arm, cold: bool, model: BenchModel, folder: Path, cache: Path) ->
         "max_num_batched_tokens": 2048,
         "gpu_memory_utilization": 0.15,
     }
-    begun = time.monotonic()
     running = started(arm, model, folder, engine, log, env)
     try:
         ready = running.answer()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - running.begun
         served = alone(running, LOAD, seed=0)
     finally:
         running.end()
