@@ -19,6 +19,9 @@ def test_added_start_up_is_told_against_stock() -> None:
         for cold in (True, False)
     ]
     lines = startup.table(starts, [STOCK, AGAIN, "8 probes"]).splitlines()
-    assert lines[-1] == "| 8 probes | warm | 31.0 | +1.0 | 41.0 | +1.0 | 0.0 | yes | 801 | +1 |"
-    assert lines[4].startswith("| 8 probes | cold | 51.0 | +1.0 |")
+    assert lines[-1] == "| 8 probes | warm | 31.0 | +0.8 | 41.0 | +0.8 | 0.0 | yes | 801 | +1 |", (
+        "to both stock"
+    )
+    assert lines[4].startswith("| 8 probes | cold | 51.0 | +0.8 |")
+    assert startup.added(starts, "8 probes") == 0.75
     assert "| no |" in lines[2]
