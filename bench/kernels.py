@@ -14,12 +14,6 @@ import torch
 from bench.points import TapPoint
 from monitor.seam.tap import WIDEST_KERNEL, _tap
 
-try:
-    from monitor.kernels.pack import Packer
-    from monitor.kernels.score import plan, score
-except ImportError as error:
-    raise SystemExit(f"bench.kernels: {error}; run it where vLLM has a GPU") from None
-
 CALLS, REPLAYS = 20, 30
 
 
@@ -50,6 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels")
     parser.add_argument("--write", metavar="DEVICE", help="a GPU named in monitor/cost.json")
     args = parser.parse_args()
+    try:
+        from monitor.kernels.pack import Packer
+        from monitor.kernels.score import plan, score
+    except ImportError as error:
+        raise SystemExit(f"bench.kernels: {error}; run it where vLLM has a GPU") from None
     used_ones: list[TapPoint] = []
     print("| tap: rows x d x columns | torch, us | Triton, us |\n|---|---|---|")
     none = torch.zeros(0, device="cuda")

@@ -229,9 +229,10 @@ class _Page:
             self.flush()
             families = [family for one in self.collectors.values() for family in one.collect()]
         for family in families:
-            # A third of all lines, which tell when a child was made: nothing reads them, and a page that is long to
-            # write keeps whatever else its thread has to do.
-            family.samples = [one for one in family.samples if not one.name.endswith("_created")]
+            # When a child was made: a third of all lines, which no dashboard or rule of ours reads, while whoever
+            # writes a long page keeps the interpreter from the thread that streams.
+            if family.type in ("counter", "histogram"):
+                family.samples = [one for one in family.samples if not one.name.endswith("_created")]
         return families
 
 

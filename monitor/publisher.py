@@ -91,25 +91,34 @@ class Publisher:
         for jury, group in groupby(waiting, key=itemgetter(0)):
             verdicts = [own for _, own in group]
             try:
-                self._add(jury, _Columns.of(verdicts))
-            except Exception as error:
-                for _ in verdicts:  # each that no metric shows is an error of its own
+                columns = [_Columns.of(jury, verdicts)]
+            except Exception:
+                columns = self._one_by_one(jury, verdicts)
+            for seen in columns:
+                try:
+                    self._add(jury, seen)
+                except Exception as error:
                     self._failed(error)
 
+    def _one_by_one(self, jury: Jury, verdicts: Sequence[Verdicts]) -> list[_Columns]:
+        """Those that can be told; each of the others is an error of its own, and counted nowhere."""
+        found = []
+        for one in verdicts:
+            try:
+                found.append(_Columns.of(jury, [one]))
+            except Exception as error:
+                self._failed(error)
+        return found
+
     def _add(self, jury: Jury, seen: _Columns) -> None:
-        # All is known before anything is counted: verdicts that cannot be told are counted nowhere, not in part.
         ok = ~(seen.flagged | seen.unscored)
-        found = {FLAGGED: seen.flagged, UNSCORED: seen.unscored, OK: ok}
-        counts = {label: columns.sum(axis=0).tolist() for label, columns in found.items()}
-        alerts = seen.flagged[:, jury.acting_places].sum(axis=0).tolist()
-        places = jury.margin_places
-        margins = (seen.scores[:, places] - jury.thresholds[places]) / jury.margin_iqrs
-        for label, by_probe in counts.items():
-            for name, count in zip(jury.names, by_probe, strict=True):
+        for label, found in ((FLAGGED, seen.flagged), (UNSCORED, seen.unscored), (OK, ok)):
+            for name, count in zip(jury.names, found.sum(axis=0).tolist(), strict=True):
                 self._metrics.inc("probewatch_requests_total", name, label, by=count)
+        alerts = seen.flagged[:, jury.acting_places].sum(axis=0).tolist()
         for (name, action), count in zip(jury.acting, alerts, strict=True):
             self._metrics.inc("probewatch_alerts_total", name, action, by=count)
-        self._metrics.observe_all("probewatch_request_margin", jury.margin_children, margins)
+        self._metrics.observe_all("probewatch_request_margin", jury.margin_children, seen.margins)
         for place, content in jury.calibrated:
             if content in self._drift:  # else detached meanwhile
                 own = seen.scores[:, place]
@@ -123,9 +132,22 @@ class _Columns(NamedTuple):
     unscored: npt.NDArray[np.bool_]
     """And not flagged."""
     scores: Floats
+    margins: Floats
+    """Of the probes that have one."""
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdicts]) -> _Columns:
+    def of(cls, jury: Jury, verdicts: Sequence[Verdicts]) -> _Columns:
+        """All that can fail comes here, before anything is counted. Raises ``ValueError`` where verdicts are not those
+        of the jury's probes."""
         flagged = np.array([one.flagged for one in verdicts])
         unscored = np.array([one.unscored for one in verdicts]) & ~flagged
-        return cls(flagged, unscored, np.array([one.scores for one in verdicts]))
+        scores = np.array([one.scores for one in verdicts])
+        expected = (len(verdicts), len(jury.names))
+        if not flagged.shape == unscored.shape == scores.shape == expected:
+            raise ValueError(
+                f"verdicts of shape {scores.shape} where {expected} belong; they are not counted"
+            )
+        places = jury.margin_places
+        return cls(
+            flagged, unscored, scores, (scores[:, places] - jury.thresholds[places]) / jury.margin_iqrs
+        )

@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, Counter
 from monitor.drift import Drift
 from monitor.events import FloatArray
 from monitor.frontend import Arrival, Frontend, Running
-from monitor.jury import Jury
 from monitor.publisher import WAITING
 from monitor.records import Record
 from monitor.unscored import Reason, nan_for, reasons
@@ -31,7 +30,6 @@ from tests.unit.monitor_fakes import (
     alerting,
     alone,
     column,
-    make_bank,
     make_frontend,
     make_probe,
     summed,
@@ -341,18 +339,24 @@ def test_where_another_process_may_read_no_verdict_waits(others_read: bool) -> N
     assert total == others_read
 
 
-def test_a_verdict_that_cannot_be_counted_costs_no_page() -> None:
-    frontend, registry = make_frontend(alerting(threshold=0.5))
+@pytest.mark.parametrize("beside", [0, 2])
+def test_a_verdict_that_cannot_be_counted_is_an_error_and_costs_neither_the_page_nor_others(
+    beside: int,
+) -> None:
+    frontend, registry = make_frontend(alerting(threshold=0.5, benign_quantiles=BENIGN))
     jury = frontend._jury(frontend.bank)
-    other = Jury(make_bank(alerting()))
-    for _ in range(3):
-        frontend._publisher.publish(Verdicts(["one", "too", "many"], np.zeros(3)), other)
-    frontend._publisher.publish(jury.judge(column(1.0), 1), jury)
+    broken = Verdicts(["one", "too", "many"], np.zeros(3))
+    broken.flagged[:] = True
+    for _ in range(beside):
+        frontend._publisher.publish(jury.judge(column(1.0), 1), jury)
+    frontend._publisher.publish(broken, jury)
     send(frontend, running_of(1), 1, 0, column(1.0))
     assert value(registry, "probewatch_tokens_seen_total", phase="prompt") == 1
-    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == 1
-    assert value(registry, "probewatch_requests_total", probe="lie", verdict="ok") == 0
-    assert value(registry, "probewatch_errors_total", stage="frontend") == 3, "as many as no metric shows"
+    assert value(registry, "probewatch_requests_total", probe="lie", verdict="flagged") == beside
+    assert value(registry, "probewatch_alerts_total", probe="lie", action="alert") == beside
+    assert value(registry, "probewatch_request_margin_count", probe="lie") == beside
+    assert value(registry, "probewatch_errors_total", stage="frontend") == 1
+    assert "counted" in str(frontend.last_error)
 
 
 def test_drift_that_cannot_be_compared_costs_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
