@@ -240,7 +240,9 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between scrapes of the fleet")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each run takes")
     args = parser.parse_args()
-    print("series a node, by probes: " + ", ".join(f"{n}: {series(n)}" for n in (1, 4, 8, 16, 1000)), flush=True)
+    print(
+        "series a node, by probes: " + ", ".join(f"{n}: {series(n)}" for n in (1, 4, 8, 16, 1000)), flush=True
+    )
     found = measure(args.nodes, args.probes, args.interval, args.seconds)
     dense = measure(DENSE_NODES, args.probes, args.seconds / FULL_CHUNK, args.seconds + 5)
     found |= {name: dense[name] for name in ("samples a series", "bytes a sample")}
