@@ -21,10 +21,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.arms import AGAIN, ARMS, OFFLINE, STOCK
+from bench.arms import AGAIN, ARMS, OFFLINE, STOCK, able
 from bench.forked import Forked, forget, prepare
 from bench.model import SHAPES, BenchModel, config_of, write_model
-from bench.peers import why_not
 from bench.ratios import Found
 from bench.report import publish
 from bench.rounds import measure
@@ -50,10 +49,7 @@ def engines(args: argparse.Namespace, model: BenchModel, folder: Path, first: in
     running: list[Running] = []
     try:
         names = [STOCK, AGAIN, *args.arms]
-        for name in (*names[first % len(names) :], *names[: first % len(names)]):
-            if ARMS[name].peer and (reason := why_not(name)):
-                print(reason, flush=True)
-                continue
+        for name in able((*names[first % len(names) :], *names[: first % len(names)])):
             log = args.log.with_suffix(f".{name.replace(' ', '-')}.log")
             running.append(started(ARMS[name], model, folder, engine, log, env, alternating, launch=Forked))
             if not args.together:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.model import BenchModel
-from bench.peers import PEERS
+from bench.peers import PEERS, why_not
 
 Layers = Literal["one", "three", "all"]
 STOCK, AGAIN = "stock", "stock again"
@@ -98,3 +99,14 @@ ARMS = {
 }
 OFFLINE = [name for name, arm in ARMS.items() if not arm.expose]
 """Those that do something in an engine without a server."""
+
+
+def able(arms: Sequence[str]) -> list[str]:
+    """Those that can run here; of the others a line says why not."""
+    found = []
+    for name in arms:
+        if ARMS[name].peer and (reason := why_not(name)):
+            print(reason, flush=True)
+        else:
+            found.append(name)
+    return found

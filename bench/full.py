@@ -11,11 +11,9 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from bench.arms import ARMS
-from bench.peers import why_not
+from bench.arms import able
 
 _SHORT = ["32x64+64"]
 _CONCURRENCY = [f"{n}x64+32" for n in (1, 8, 64, 256)]
@@ -33,17 +31,6 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
 """Arms and loads of each axis."""
 STARTS = ("--starts", "10", "--rounds", "2")
 """As many as most parts have time for."""
-
-
-def able(arms: Sequence[str]) -> list[str]:
-    """Those that can run here; of the others a line says why not."""
-    found = []
-    for name in arms:
-        if ARMS[name].peer and (reason := why_not(name)):
-            print(reason, flush=True)
-        else:
-            found.append(name)
-    return found
 
 
 def main() -> int:

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.arms import AGAIN, ARMS, OFFLINE, STOCK, Arm
-from bench.full import able
+from bench.arms import AGAIN, ARMS, OFFLINE, STOCK, Arm, able
 from bench.model import SHAPES, BenchModel, write_model
 from bench.rounds import alone
 from bench.running import environment, started, tidy_when_terminated
+from bench.targets import reached
 from bench.workload import Workload
 from probes.estimate import Estimate, hodges_lehmann
 
@@ -167,9 +167,7 @@ def verdict(found: Estimate, null: Estimate) -> str:
     ``unresolved``; so it is where stock differs from itself."""
     if not null.low <= 0.0 <= null.high:
         return "unresolved"
-    if found.high <= MOST_ADDED_SECONDS:
-        return "met"
-    return "missed" if found.low > MOST_ADDED_SECONDS else "unresolved"
+    return reached(found, MOST_ADDED_SECONDS)
 
 
 def _middle(starts_: Sequence[Start], field: str) -> float:

@@ -15,6 +15,14 @@ RESOLVED = 0.02
 """Widest interval, of the arm and of stock against itself, that can show that the two are alike."""
 
 
+def reached(found: Estimate, goal: float, larger_is_better: bool = False) -> str:
+    """``met`` where the whole interval is as good as ``goal``, ``missed`` where all of it is worse, else
+    ``unresolved``."""
+    if larger_is_better:
+        return "met" if found.low >= goal else "missed" if found.high < goal else "unresolved"
+    return "met" if found.high <= goal else "missed" if found.low > goal else "unresolved"
+
+
 @dataclass(frozen=True)
 class Target:
     """One ratio to stock, on the loads that it speaks of."""
@@ -49,9 +57,7 @@ class Target:
             if found.low > null.high or found.high < null.low:
                 return "missed"
             return "met" if max(found.high - found.low, null.high - null.low) <= RESOLVED else "unresolved"
-        if self.measure in LARGER_IS_BETTER:
-            return "met" if found.low >= self.goal else "missed" if found.high < self.goal else "unresolved"
-        return "met" if found.high <= self.goal else "missed" if found.low > self.goal else "unresolved"
+        return reached(found, self.goal, larger_is_better=self.measure in LARGER_IS_BETTER)
 
 
 _LONG = (7000, 16384)
