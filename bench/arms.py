@@ -82,6 +82,7 @@ ARMS = {
         Arm(AGAIN, monitored=False, plugins=""),
         Arm("installed", monitored=False),
         Arm("idle"),
+        Arm("idle wide", columns=334),  # as wide as 1000 probes make three taps
         Arm("1 probe", probes=1, layers="one"),
         Arm("8 probes", probes=8),
         Arm("8 probes one layer", probes=8, layers="one"),

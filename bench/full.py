@@ -20,7 +20,7 @@ _CONCURRENCY = [f"{n}x64+32" for n in (1, 8, 64, 256)]
 _PROMPTS = ["32x128+32", "8x1024+32", "4x4000+16", "2x8000+16"]
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "doing-nothing": (["installed", "idle"], _SHORT),
-    "probes": (["1 probe", "8 probes", "64 probes", "1000 probes"], _SHORT),
+    "probes": (["1 probe", "8 probes", "64 probes", "idle wide", "1000 probes"], _SHORT),
     "layers": (["8 probes one layer", "8 probes", "8 probes all layers"], _SHORT),
     "prompt": (["8 probes", "8 probes prompt"], ["32x64+64", "4x2000+16"]),
     "steering": (["vector loaded", "steered", "gated"], _SHORT),

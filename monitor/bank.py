@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from monitor.errors import AttachError
-from monitor.events import FloatArray
+from monitor.events import FloatArray, StepScores
+from monitor.unscored import explain
 from probes import Probe
 
 Selection = slice | npt.NDArray[np.intp]
@@ -173,7 +174,8 @@ class ProbeBank:
         return [seat for seat in self.seats if (_identity(seat.probe), seat.states.start) in places]
 
     def states(self, projections: FloatArray, squared_norms: FloatArray | None) -> FloatArray:
-        """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``."""
+        """``projections [L, T, C]`` and ``squared_norms [L, T]`` (where ``needs_norm``) to states ``[T, K]``, each
+        finite or with its reason."""
         make = np.zeros if self._gaps else np.empty  # gaps between probes are 0
         states = make((projections.shape[1], self.state_columns), np.float32)
         for group in self._affine:
@@ -191,7 +193,30 @@ class ProbeBank:
             )
             norms = None if squared_norms is None else torch.from_numpy(squared_norms[rows].T)
             states[:, seat.states] = seat.probe.state_from_projections(own, norms).numpy()
+        explain(states, projections)
         return states
+
+    @property
+    def linear(self) -> bool:
+        """Whether every state is a sum over projections, which any process makes with NumPy alone."""
+        return not self._other
+
+    def finished(self, step: StepScores) -> StepScores:
+        """The step with its states made, where the worker left them raw. Raises ``ValueError`` where they are not laid
+        out by this bank."""
+        shape = step.states.shape
+        expected: tuple[int, ...] = (int(step.counts.sum()), self.state_columns)
+        if step.raw:
+            if not self.linear:
+                raise ValueError(
+                    "raw step scores for probes that are not all sums over layers; restart the whole server"
+                )
+            expected = (len(self.layers), expected[0], self.used_columns)
+        if shape != expected:
+            raise ValueError(
+                f"step scores of shape {shape} in epoch {step.epoch}, {expected} expected; restart the whole server"
+            )
+        return step._replace(states=self.states(step.states, None), raw=False) if step.raw else step
 
 
 class _Room:

@@ -99,6 +99,8 @@ class StepScores(NamedTuple):
     later) of gates that opened; as ``stops``."""
     steered: Mapping[str, int] = {}
     """Rows that each vector has touched since the last step that was delivered."""
+    raw: bool = False
+    """``states`` are the taps' projections ``[L, R, C]``, a row of each request; ``ProbeBank.finished`` makes them."""
 
     def with_errors(self, errors: int) -> StepScores:
         """The same scores, telling of ``errors``."""

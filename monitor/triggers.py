@@ -72,6 +72,11 @@ class Triggers:
     def __len__(self) -> int:
         return len(self._slots)
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a probe acts, or there are sequences that one acts on."""
+        return bool(self._live or self._slots)
+
     def renew(self, bank: ProbeBank, before: ProbeBank) -> None:
         """Called in the order of the steps: from the next one on, states are laid out by ``bank``.
 
@@ -121,7 +126,7 @@ class Triggers:
         ``fired [T, G]``: the gates that the device held open in the forward pass, None where it was asked nothing;
         ``numbers``: see ``gate_numbers``. What the device did is the truth, whatever the host makes of the score.
         """
-        if not self._live and not self._slots:
+        if not self.at_work:
             return NOTHING
         rows = np.flatnonzero(counts)
         for row in rows[starts[rows] == 0].tolist():

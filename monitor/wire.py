@@ -11,9 +11,9 @@ from monitor.events import FloatArray, StepScores
 
 CARRIER = "probewatch"
 """The one name under which our data rides on vLLM's objects."""
-VERSION = 5
+VERSION = 6
 """Raise it whenever messages, or the layout of states in them, change."""
-_ALIKE = ("version", "counts", "columns", "epoch")
+_ALIKE = ("version", "counts", "shape", "epoch")
 """Parts of a message that are the same in steps which can be joined."""
 
 
@@ -25,15 +25,18 @@ def pack(step: StepScores, rows: Sequence[int]) -> dict[str, Any]:
     counts, starts, states = step.counts, step.starts, step.states
     if list(rows) != list(range(len(counts))):
         own = np.array(rows, np.intp)
-        ends = np.cumsum(counts)
-        states = np.concatenate([states[ends[r] - counts[r] : ends[r]] for r in own])
+        if step.raw:
+            states = states[:, own]
+        else:
+            ends = np.cumsum(counts)
+            states = np.concatenate([states[ends[r] - counts[r] : ends[r]] for r in own])
         counts, starts = counts[own], starts[own]
     return {
         "version": VERSION,
         "counts": counts.tobytes(),
         "starts": starts.tobytes(),
         "states": states.tobytes(),
-        "columns": states.shape[1],
+        "shape": list(states.shape),
         "host_seconds": list(step.host_seconds),
         "errors": step.errors,
         "epoch": step.epoch,
@@ -56,7 +59,12 @@ def unpack(message: dict[str, Any]) -> StepScores:
     starts = np.frombuffer(message["starts"], np.int64)
     if len(starts) != len(counts):
         raise ValueError(f"{len(starts)} starts for {len(counts)} counts; the message is damaged")
-    states = np.frombuffer(message["states"], np.float32).reshape(int(counts.sum()), message["columns"])
+    raw = _is_raw(message)
+    states = _states(message)
+    if states.shape[raw] != counts.sum():
+        raise ValueError(
+            f"scores of {states.shape[raw]} tokens where {counts.sum()} are due; the message is damaged"
+        )
     return StepScores(
         counts,
         starts,
@@ -65,7 +73,17 @@ def unpack(message: dict[str, Any]) -> StepScores:
         int(message["errors"]),
         int(message["epoch"]),
         steered=message["steered"],
+        raw=raw,
     )
+
+
+def _is_raw(message: dict[str, Any]) -> bool:
+    """``[L, R, C]`` instead of ``[T, K]``."""
+    return len(message["shape"]) == 3
+
+
+def _states(message: dict[str, Any]) -> FloatArray:
+    return np.frombuffer(message["states"], np.float32).reshape(message["shape"])
 
 
 def requests_of(message: dict[str, Any]) -> int:
@@ -83,12 +101,15 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     counts = np.frombuffer(first["counts"], np.int64)
     if first["version"] != VERSION or not (counts == 1).all():
         return None
-    shape = len(messages), len(counts), int(first["columns"])
-    starts = np.frombuffer(b"".join([message["starts"] for message in messages]), np.int64).reshape(shape[:2])
+    starts = np.frombuffer(b"".join([message["starts"] for message in messages]), np.int64)
+    starts = starts.reshape(len(messages), len(counts))
     if (starts[1:] != starts[:-1] + 1).any():
         return None
-    each = [np.frombuffer(message["states"], np.float32).reshape(shape[1:]) for message in messages]
-    states = np.stack(each, axis=1)  # [R, steps, K]
+    raw = _is_raw(first)
+    states = np.stack(
+        [_states(message) for message in messages], axis=1 + raw
+    )  # [R, steps, K] or [L, R, steps, C]
+    *outer, _, _, width = states.shape
     steered: dict[str, int] = {}
     for message in messages:
         for vector, rows in message["steered"].items():
@@ -96,11 +117,12 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
     return StepScores(
         counts * len(messages),
         starts[0],
-        states.reshape(shape[0] * shape[1], shape[2]),
+        states.reshape(*outer, -1, width),
         tuple([float(seconds) for message in messages for seconds in message["host_seconds"]]),
         sum([int(message["errors"]) for message in messages]),
         int(first["epoch"]),
         steered=steered,
+        raw=raw,
     )
 
 

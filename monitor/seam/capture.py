@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from monitor.events import StepView
+from monitor.filing import Decoding
 from monitor.seam.transfer import Arrays
 
 
@@ -23,6 +24,8 @@ class Capture(NamedTuple):
     """The view, given the arrays of ``device``."""
     written: int | None = None
     """Rows that the step computed, padding included; None if that is not known."""
+    decoding: Decoding | None = None
+    """Set where the host knows that the step is one."""
 
 
 def adapters_of(requests: Mapping[int, Any], ids: np.ndarray[Any, Any]) -> tuple[str | None, ...]:

@@ -147,8 +147,7 @@ class OutputTap:
         try:
             step = joined([one.message for one in held])
             if step is not None and len(step.counts) == len(names):
-                self._check(step)
-                return step
+                return self._finished(step)
         except Exception:  # whatever it is, reading them one by one tells it
             return None
         return None
@@ -204,9 +203,7 @@ class OutputTap:
             return
         self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
         try:
-            step = unpack(message)
-            self._check(step)
-            self._adopt(step)
+            self._adopt(self._finished(unpack(message)))
         except Exception as error:
             self.failed(error)
 
@@ -222,14 +219,11 @@ class OutputTap:
         """Of the next output: the first position, and the states if they came."""
         return next(self._shares, (0, None))
 
-    def _check(self, step: StepScores) -> None:
+    def _finished(self, step: StepScores) -> StepScores:
         bank = self.frontend.bank_of(step.epoch)
-        if bank is None or step.states.shape[1] != bank.state_columns:
-            expected = "unknown" if bank is None else str(bank.state_columns)
-            raise ValueError(
-                f"states of {step.states.shape[1]} columns in epoch {step.epoch}, {expected} expected; restart the "
-                "whole server"
-            )
+        if bank is None:
+            raise ValueError(f"step scores of epoch {step.epoch}, which is unknown; restart the whole server")
+        return bank.finished(step)
 
     def _note(self, step: StepScores) -> None:
         bank = self.frontend.bank_of(step.epoch)

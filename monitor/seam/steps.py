@@ -16,6 +16,7 @@ from monitor.arguments import SKIP
 from monitor.bank import ProbeBank
 from monitor.errors import TapError
 from monitor.events import FloatArray, StepRows, StepScores, StepView
+from monitor.filing import Decoding, Filing
 from monitor.gates import GateKey, gate_numbers
 from monitor.seam.capture import Capture
 from monitor.seam.steerer import Steered, Steerer
@@ -24,7 +25,6 @@ from monitor.seam.transfer import Transfer
 from monitor.slices import assemble, due, ones, without
 from monitor.store import ScoreStore
 from monitor.triggers import Triggers
-from monitor.unscored import explain
 
 Capturer = Callable[[Any, Any], Capture]
 
@@ -68,6 +68,7 @@ class StepReader:
         self._gates = gate_numbers(bank)
         self.buffers = buffers
         self.store = store
+        self._filing = Filing(store)
         self._block_tokens = block_tokens
         self._capture = capture
         self._adapters = adapters
@@ -157,6 +158,15 @@ class StepReader:
             self._skipped -= set(step.finished)
         arrays = step.transfer.arrived()
         started = time.perf_counter()
+        sampled_ids: Sequence[Sequence[int]] = getattr(output, "sampled_token_ids", None) or ()
+        decoding = step.capture.decoding
+        if sampled_ids and decoding is not None and self._only_goes_on(step, decoding, output):
+            projections = arrays["scores"]
+            self._filing.wait(step.bank, decoding, projections)
+            n, positions = len(sampled_ids), decoding.positions
+            seconds = step.host_seconds + time.perf_counter() - started
+            return StepScores(ones(n), positions, projections, (seconds,), epoch=step.bank.epoch, raw=True)
+        self._filing.settle()
         view = step.capture.settle(arrays)
         if view.rows != step.capture.rows:
             raise TapError(
@@ -169,17 +179,14 @@ class StepReader:
         if self._steerer is not None and step.steered is not None:
             self._steered.update(self._steerer.count(step.steered, arrays["fired"]))
         if step.after_loss:
-            self.store.forget()
+            self._filing.forget()
         if step.fresh:
             self.store.renew(step.fresh)
         if step.copies:
             self.store.copy_blocks(step.copies, self._block_tokens)
-        projections = arrays["scores"]
-        states = step.bank.states(projections, arrays.get("squared_norms"))
-        explain(states, projections)
+        states = step.bank.states(arrays["scores"], arrays.get("squared_norms"))
         step.adapters.silence(states, view)
         self.store.write(view.slots, states)
-        sampled_ids: Sequence[Sequence[int]] = getattr(output, "sampled_token_ids", None) or ()
         if not sampled_ids:
             return None
         if tuple(output.req_ids) != view.request_ids:
@@ -211,6 +218,19 @@ class StepReader:
             steered=steered,
         )
 
+    def _only_goes_on(self, step: Step, decoding: Decoding, output: Any) -> bool:
+        """Whether each request got one token, and nothing else has to be done: then its states need not be made here.
+        Plain Python, for NumPy is not in the caches."""
+        return (
+            step.bank is self._completed
+            and step.bank.linear
+            and not (step.after_loss or step.fresh or step.copies or self._skipped)
+            and self._steerer is None
+            and not self._triggers.at_work
+            and set(map(len, output.sampled_token_ids)) == {1}
+            and tuple(output.req_ids) == decoding.view.request_ids
+        )
+
     def _block(self, view: StepView, row: int, position: int) -> int:
         at = int(view.query_start_loc[row] + position - view.first_position[row])
         return int(view.slots[at]) // self._block_tokens if at < view.query_start_loc[row + 1] else -1
@@ -231,7 +251,7 @@ class StepReader:
 
     def forget(self) -> None:
         """After a step that could not be filed; called where ``complete`` is, in its order."""
-        self.store.forget()
+        self._filing.forget()
 
 
 def _columns(where: slice) -> range:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from monitor.events import StepRows, StepView
+from monitor.filing import Decoding
 from monitor.seam.capture import Capture, adapters_of
-from monitor.seam.transfer import Arrays
 from monitor.slices import row_owners, slots_at, upto
 
 
@@ -53,10 +52,12 @@ class Batches:
         whole = self._whole
         if whole is not None and self._goes_on(runner.input_batch, scheduled):
             self._left, self._steps = self._left - 1, self._steps + 1
-            return Capture(len(self._ids), {}, functools.partial(_later, whole, self._steps))
+            later = Decoding(whole, self._steps)
+            return Capture(len(self._ids), {}, lambda _: later.settled(), decoding=later)
         view = step_view(runner, self._group)
         self._remember(view, runner)
-        return Capture(view.rows, {}, lambda _: view)
+        decoding = None if self._whole is None else Decoding(view, 0)
+        return Capture(view.rows, {}, lambda _: view, decoding=decoding)
 
     def _goes_on(self, batch: Any, scheduled: Any) -> bool:
         """Whether the step decodes the next token of the same requests in the same blocks as the one before."""
@@ -83,21 +84,6 @@ class Batches:
             self._whole, self._ids = view, list(view.request_ids)
             self._positions, self._steps = view.first_position.tolist(), 0
             self._left = block_size - 1 - int((view.first_position % block_size).max())
-
-
-def _later(view: StepView, steps: int, _: Arrays) -> StepView:
-    """The step so many steps after one that only decoded, each within its blocks."""
-    first = view.first_position + steps
-    return StepView(
-        request_ids=view.request_ids,
-        query_start_loc=view.query_start_loc,
-        first_position=first,
-        prompt_tokens=view.prompt_tokens,
-        known_tokens=first + 1,
-        slots=view.slots + steps,
-        history={},
-        decodes=True,
-    )
 
 
 def step_view(runner: Any, group: int) -> StepView:

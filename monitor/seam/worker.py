@@ -275,8 +275,7 @@ class WorkerMonitor:
             self.guard(error)
 
     def _attach(self, scores: StepScores, output: Any) -> None:
-        # A step without output sends no message. Not NumPy's any, which no cache holds after a forward pass.
-        if any(scores.counts.tolist()):
+        if self._new_errors and scores.counts.any():  # a step without output sends no message
             scores, self._new_errors = scores.with_errors(self._new_errors), 0
         setattr(output, CARRIER, scores)
 

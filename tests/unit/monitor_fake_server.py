@@ -20,7 +20,7 @@ from monitor.adapters import AdapterRules
 from monitor.attach import Plan
 from monitor.bank import ProbeBank
 from monitor.engines import Engines
-from monitor.events import FloatArray, StepScores, StepView
+from monitor.events import FloatArray, IntArray, StepScores
 from monitor.frontend import Frontend
 from monitor.metrics import Metrics
 from monitor.records import RecentRecords
@@ -44,12 +44,15 @@ FAULTS = ("unreadable", "unsampled", "unfiled", "disordered", "silent")
 requests come back in another order; the taps do not write."""
 
 
-def scoring_probes(columns: int) -> tuple[Probe, ...]:
-    """Probes of one state column each: sums over two layers, and at the end a cosine, which needs norms."""
+def scoring_probes(columns: int, linear: bool = False) -> tuple[Probe, ...]:
+    """Probes of one state column each: sums over two layers, and unless ``linear`` at the end a cosine, which needs
+    norms."""
     sums = [
         make_probe(f"sum-{i}", seed=i, kind="steering", scoring="projection", layers=LAYERS)
-        for i in range(columns - 1)
+        for i in range(columns - 1 + linear)
     ]
+    if linear:
+        return tuple(sums)
     return (*sums, make_probe("cosine", kind="steering", scoring="cosine", layers=LAYERS[1:]))
 
 
@@ -79,34 +82,36 @@ class Promise:
         return self.fetch()
 
 
-class FailingRules(AdapterRules):
-    """Fails while ``at_work``: in the middle of a step's filing."""
+class FailingStore(ScoreStore):
+    """Fails while ``at_work``, where states are to be stored."""
 
     _failing: ClassVar = False
+    failures: ClassVar = 0
 
     @classmethod
     @contextmanager
     def at_work(cls, yes: bool = True) -> Iterator[None]:
-        """What is filed inside fails."""
+        """What is stored inside fails."""
         cls._failing = yes
         try:
             yield
         finally:
             cls._failing = False
 
-    def silence(self, states: FloatArray, view: StepView) -> None:
+    def write(self, slots: IntArray, states: FloatArray) -> None:
         if self._failing:
+            type(self).failures += 1
             raise ValueError("planted")
-        super().silence(states, view)
+        super().write(slots, states)
 
 
 def make_reader(engine: FakeEngine, bank: ProbeBank) -> StepReader:
     """The monitor's bookkeeping for an engine."""
     buffers = TapBuffers.allocate(len(bank.layers), MOST_ROWS, bank.capacity, bank.needs_norm, CPU)
-    store = ScoreStore(engine.num_blocks * engine.block_size, bank.state_columns, 1)
+    store = FailingStore(engine.num_blocks * engine.block_size, bank.state_columns, 1)
     v2 = isinstance(engine.runner, V2Runner)
     capture = (lambda runner, _: view_v2.capture(runner, GROUP)) if v2 else view_v1.Batches(GROUP).capture
-    rules = FailingRules(bank, lambda folder: None)
+    rules = AdapterRules(bank, lambda folder: None)
     return StepReader(bank, buffers, store, engine.block_size, capture, rules)
 
 
@@ -152,7 +157,7 @@ class FakeWorker:
         assert taken is not None
         scores = self.reader.complete(taken, runner_output(step))
         assert scores is not None
-        return scores
+        return self.bank.finished(scores)
 
 
 class _Scheduler:
@@ -281,7 +286,8 @@ class FakeServer:
         fault = self.rng.choice(FAULTS) if self.rng.random() < self._faults else None
         if fault == "disordered" and len(step.shares) == 1:
             fault = None
-        self.events[fault or "whole"] += 1
+        if fault != "unfiled":
+            self.events[fault or "whole"] += 1
         if fault != "silent":
             write_taps(self.monitor.buffers, self.monitor.bank, step.states)
         runner = SimpleNamespace() if fault == "unreadable" else step.runner
@@ -297,11 +303,14 @@ class FakeServer:
             self.monitor.after_sampling(promise)
 
         def fetch() -> Any:
-            with FailingRules.at_work(fault == "unfiled"):
+            before = FailingStore.failures
+            with FailingStore.at_work(fault == "unfiled"):
                 if self.engine.depth > 1:
                     promise.get_output()
                 else:
                     self.monitor.after_sampling(output)
+            self.events["unfiled"] += FailingStore.failures - before
+            self.events["raw"] += getattr(output, CARRIER, None) is not None and getattr(output, CARRIER).raw
             return output
 
         if self._thread is not None:

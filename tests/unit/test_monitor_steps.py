@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.monitor_fake_server import FAULTS, FakeServer
+from tests.unit.monitor_fake_server import FAULTS, FakeServer, scoring_probes
 from tests.unit.monitor_fakes import Scrape
 
 SETUPS = [("v1", 1), ("v1", 2), ("v1", 3), ("v2", 1), ("v2", 2), ("v2", 4)]
@@ -24,7 +24,8 @@ ways = pytest.mark.parametrize(("runner", "depth"), SETUPS)
 
 
 def served(seed: int, runner: str, depth: int, *, aside: bool = False, faults: float = 0.0) -> FakeServer:
-    server = FakeServer(seed, runner, depth, aside=aside, faults=faults)
+    probes = scoring_probes(3, linear=seed % 2 == 1)
+    server = FakeServer(seed, runner, depth, aside=aside, faults=faults, probes=probes)
     server.serve(60)
     return server
 
@@ -68,6 +69,8 @@ def what_vllm_does(runner: str, depth: int) -> set[str]:
     expected = set(ALWAYS)
     if depth > 1:
         expected |= IN_FLIGHT
+    if runner == "v1":
+        expected |= {"raw"}
     if runner == "v2" or depth == 1:
         expected |= DRAFTS
     if runner == "v2":

@@ -50,7 +50,7 @@ def test_reasons_survive_the_wire() -> None:
 
 def test_a_message_is_plain_bytes_and_numbers() -> None:
     message = pack(step_of(2, 1), ints(1))
-    assert (message.pop("steered"), message.pop("host_seconds")) == ({}, [0.25])
+    assert (message.pop("steered"), message.pop("host_seconds"), message.pop("shape")) == ({}, [0.25], [1, 2])
     assert {type(entry) for entry in message.values()} <= {bytes, int, float}
     assert not any(
         bytes(entry).startswith(pickle.PROTO) for entry in message.values() if isinstance(entry, bytes)
@@ -63,9 +63,33 @@ def test_another_version_is_refused_in_one_line() -> None:
         unpack(message)
 
 
+def raw_step(at: int, requests: int = 3) -> StepScores:
+    """Projections of 2 layers and 4 columns that tell whose they are, of the token at position ``at``."""
+    numbers = np.arange(2 * requests * 4, dtype=np.float32).reshape(2, requests, 4) + 1000 * at
+    return StepScores(np.ones(requests, np.int64), np.full(requests, at), numbers, (0.25,), raw=True)
+
+
+def test_raw_projections_of_any_requests_come_back() -> None:
+    found = unpack(pack(raw_step(5), ints(2, 0)))
+    assert found.raw
+    np.testing.assert_array_equal(found.states, raw_step(5).states[:, [2, 0]])
+
+
+def test_raw_steps_that_go_on_are_joined_token_after_token_of_each_request() -> None:
+    found = joined([pack(raw_step(at), range(3)) for at in (5, 6)])
+    assert found is not None
+    assert (found.raw, found.counts.tolist(), found.starts.tolist()) == (True, [2, 2, 2], [5, 5, 5])
+    for request in range(3):
+        for step in range(2):
+            np.testing.assert_array_equal(
+                found.states[:, 2 * request + step], raw_step(5 + step).states[:, request]
+            )
+
+
 @pytest.mark.parametrize("part", ["counts", "starts", "states"])
-def test_a_shortened_message_is_refused(part: str) -> None:
-    message = pack(step_of(2, 1), ints(0, 1))
+@pytest.mark.parametrize("step", [step_of(2, 1), raw_step(5, requests=2)])
+def test_a_shortened_message_is_refused(part: str, step: StepScores) -> None:
+    message = pack(step, ints(0, 1))
     message[part] = message[part][:-8]
     with pytest.raises(ValueError):
         unpack(message)
@@ -97,6 +121,7 @@ def test_steps_that_go_on_are_joined_to_one_that_delivers_as_much() -> None:
 @pytest.mark.parametrize(
     "other",
     [
+        StepScores(ints(1, 1), ints(3, 4), np.zeros((1, 2, 1), np.float32), (0.0,), raw=True),
         StepScores(ints(1, 1), ints(5, 6), np.zeros((2, 1), np.float32), (0.0,)),  # a gap
         StepScores(ints(2, 0), ints(3, 4), np.zeros((2, 1), np.float32), (0.0,)),
         StepScores(ints(1), ints(3), np.zeros((1, 1), np.float32), (0.0,)),

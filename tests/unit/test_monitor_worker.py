@@ -21,16 +21,15 @@ from monitor.seam.layers import upstream
 from monitor.seam.steps import StepReader
 from monitor.seam.tap import TapBuffers
 from monitor.seam.worker import WorkerMonitor
-from monitor.store import ScoreStore
 from monitor.unscored import Reason, reasons
 from monitor.wire import CARRIER
-from tests.unit.monitor_fake_server import FailingRules, Promise
+from tests.unit.monitor_fake_server import FailingStore, Promise
 from tests.unit.monitor_fakes import alerting, make_bank
 
 BLOCK = 4
 
 
-def make_monitor(rules: type[AdapterRules] = AdapterRules) -> WorkerMonitor:
+def make_monitor() -> WorkerMonitor:
     """One probe on one layer; a token's score is what ``write`` put into its row, plus the bias."""
     probe = alerting(layers=(1,))
     monitor = WorkerMonitor(Plan((probe,), (), 1, 1))
@@ -39,10 +38,10 @@ def make_monitor(rules: type[AdapterRules] = AdapterRules) -> WorkerMonitor:
     monitor.reader = StepReader(
         monitor.bank,
         monitor.buffers,
-        ScoreStore(8 * BLOCK, 1, 1),
+        FailingStore(8 * BLOCK, 1, 1),
         BLOCK,
         view_v1.Batches(0).capture,
-        rules(monitor.bank, lambda folder: None),
+        AdapterRules(monitor.bank, lambda folder: None),
     )
     monitor.proven = True
     return monitor
@@ -64,12 +63,15 @@ class Turn:
     copies: list[tuple[int, int]] | None = None
     sent: int | None = None
     """Rows that the scheduler claims to have sent, if not ``rows``."""
+    block_size: int = BLOCK
 
     def forward(self, monitor: WorkerMonitor) -> None:
         """Executes the model."""
         if self.score is not None:
             monitor.buffers.scores[0, : self.rows, 0] = self.score
-        table = SimpleNamespace(block_table=SimpleNamespace(np=np.array([[self.block]])), block_size=BLOCK)
+        table = SimpleNamespace(
+            block_table=SimpleNamespace(np=np.array([[self.block]])), block_size=self.block_size
+        )
         batch = SimpleNamespace(
             num_reqs=1,
             req_ids=[self.request],
@@ -102,9 +104,10 @@ def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
     )
 
 
-def carried(output: Any) -> StepScores | None:
+def carried(monitor: WorkerMonitor, output: Any) -> StepScores | None:
+    """What goes out with it, as the API server reads it."""
     found: StepScores | None = getattr(output, CARRIER, None)
-    return found
+    return None if found is None else monitor.bank.finished(found)
 
 
 def run(monitor: WorkerMonitor, *args: Any, **kwargs: Any) -> StepScores | None:
@@ -113,7 +116,7 @@ def run(monitor: WorkerMonitor, *args: Any, **kwargs: Any) -> StepScores | None:
     turn.forward(monitor)
     output = turn.output
     monitor.after_sampling(output)
-    return carried(output)
+    return carried(monitor, output)
 
 
 def bias(monitor: WorkerMonitor) -> float:
@@ -130,6 +133,19 @@ def test_a_chunked_prompt_goes_out_with_the_first_output() -> None:
     whole = run(monitor, "a", 2, 2, 2, 4, 4, score=5.0)
     assert whole is not None
     assert whole.states[:, 0] == pytest.approx(np.array([1, 1, 5, 5]) + bias(monitor))
+
+
+@pytest.mark.parametrize("steps", [1, 8, 9])
+def test_decoded_tokens_are_stored_by_the_time_that_a_prompt_repeats_them(steps: int) -> None:
+    monitor = make_monitor()
+    run(monitor, "a", 1, 0, 1, 1, 1, score=0.0, block_size=16)
+    for at in range(1, steps + 1):
+        found = run(monitor, "a", 1, at, 1, 1, at + 1, score=float(at), block_size=16)
+        assert found is not None
+        assert found.states[:, 0] == pytest.approx([at + bias(monitor)])
+    again = run(monitor, "b", 1, steps, 1, steps + 1, steps + 1, score=99.0, block_size=16)
+    assert again is not None
+    assert again.states[:, 0] == pytest.approx(np.array([*range(steps), 99.0]) + bias(monitor))
 
 
 def test_a_tap_that_stays_silent_is_missing_and_not_the_step_before() -> None:
@@ -174,9 +190,9 @@ def test_scores_that_arrive_with_the_output_ride_on_it_and_not_before() -> None:
     output = turn.output
     promise = Promise(lambda: output)
     monitor.after_sampling(promise)
-    assert carried(output) is None
+    assert carried(monitor, output) is None
     assert promise.get_output() is output
-    found = carried(output)
+    found = carried(monitor, output)
     assert found is not None
     assert found.states[:, 0] == pytest.approx([4.0 + bias(monitor)] * 3)
 
@@ -206,7 +222,7 @@ def test_outputs_fetched_after_later_steps_have_the_scores_of_their_own() -> Non
         promise = Promise(lambda output=turn.output: output)
         monitor.after_sampling(promise)
         promises.append(promise)
-    found = [carried(promise.get_output()) for promise in promises]
+    found = [carried(monitor, promise.get_output()) for promise in promises]
     assert [scores.states[:, 0].tolist() for scores in found if scores is not None] == [
         pytest.approx([1.0 + bias(monitor)] * 3),
         pytest.approx([2.0 + bias(monitor)]),
@@ -234,7 +250,7 @@ def test_an_output_in_another_order_is_not_believed_and_reaches_vllm_all_the_sam
     promise = Promise(lambda: other)
     monitor.after_sampling(promise)
     assert promise.get_output() is other
-    assert carried(other) is None
+    assert carried(monitor, other) is None
     assert monitor.report()["errors"] == 1
     assert "order of requests" in monitor.report()["last_error"]
 
@@ -262,16 +278,16 @@ def test_a_step_that_fails_in_the_output_thread_leaves_the_one_that_is_being_sam
     promise.get_output()  # fails between the later step's forward pass and its sampling
     output = later.output
     monitor.after_sampling(output)
-    found = carried(output)
+    found = carried(monitor, output)
     assert found is not None
     assert found.states[:, 0] == pytest.approx([2.0 + bias(monitor)])
     assert found.errors == 1
 
 
 def test_a_step_that_cannot_be_filed_leaves_nothing_of_its_slots_earlier_owner() -> None:
-    monitor = make_monitor(FailingRules)
+    monitor = make_monitor()
     run(monitor, "before", 2, 0, 4, 4, 4, score=7.0)  # its block is then given to another request
-    with FailingRules.at_work():
+    with FailingStore.at_work():
         assert run(monitor, "a", 2, 0, 2, 4, 4, score=1.0) is None
     assert monitor.report()["errors"] == 1
     run(monitor, "b", 3, 0, 2, 4, 4, score=5.0)

@@ -1,0 +1,76 @@
+"""When states are stored: those of steps that only decode wait for each other, for after a forward pass the processor's
+caches hold nothing of all this, and eight together take little more than one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from monitor.bank import ProbeBank
+from monitor.events import FloatArray, IntArray, StepView
+from monitor.store import ScoreStore
+
+STEPS_WAITING = 8
+
+
+class Decoding(NamedTuple):
+    """A step that feeds one generated token of every request, told by such a step before it: nothing is looked up."""
+
+    view: StepView
+    """Of that one; without adapters."""
+    steps: int
+    """Between the two, each in the same blocks."""
+
+    @property
+    def positions(self) -> IntArray:
+        """[R]"""
+        return self.view.first_position + self.steps
+
+    @property
+    def slots(self) -> IntArray:
+        """[R]"""
+        return self.view.slots + self.steps
+
+    def settled(self) -> StepView:
+        """All that can be told of the step."""
+        first = self.positions
+        return self.view._replace(first_position=first, known_tokens=first + 1, slots=self.slots)
+
+
+class _Waiting(NamedTuple):
+    bank: ProbeBank
+    step: Decoding
+    projections: FloatArray
+    """[L, R, C]"""
+
+
+class Filing:
+    """The score store of one worker. Whoever reads it or writes to it calls ``settle`` first."""
+
+    def __init__(self, store: ScoreStore) -> None:
+        self.store = store
+        self._waiting: list[_Waiting] = []
+
+    def wait(self, bank: ProbeBank, step: Decoding, projections: FloatArray) -> None:
+        """Stores them by the time that somebody asks. ``bank``, which is ``linear``, laid out ``projections
+        [L, R, C]``, which stay as they are."""
+        if self._waiting and self._waiting[-1].bank is not bank:
+            self.settle()
+        self._waiting.append(_Waiting(bank, step, projections))
+        if len(self._waiting) >= STEPS_WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Stores what waits, later steps over earlier ones: a slot may have changed hands between them."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        projections = np.concatenate([one.projections for one in waiting], axis=1)
+        slots = np.concatenate([one.step.slots for one in waiting])
+        self.store.write(slots, waiting[0].bank.states(projections, None))
+
+    def forget(self) -> None:
+        """After a step that could not be filed: no slot may keep what an earlier owner left there."""
+        self._waiting.clear()
+        self.store.forget()
