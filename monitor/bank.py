@@ -20,6 +20,8 @@ from probes import Probe
 
 Selection = slice | npt.NDArray[np.intp]
 
+FEW_NUMBERS = 128
+"""For a token to travel with: half a kilobyte."""
 LARGEST_BIAS = 2.0**16
 """Beyond it, float32 can no longer tell the factors of an affine state from its bias."""
 
@@ -196,21 +198,21 @@ class ProbeBank:
         explain(states, projections)
         return states
 
-    @property
-    def linear(self) -> bool:
-        """Whether every state is a sum over projections, which any process makes with NumPy alone."""
-        return not self._other
+    @cached_property
+    def travels_raw(self) -> bool:
+        """Whether projections may travel in place of states: any process makes those with NumPy alone, and the
+        projections are few, or at most twice as many."""
+        numbers = len(self.layers) * self.used_columns
+        return not self._other and numbers <= max(FEW_NUMBERS, 2 * self.state_columns)
 
-    def finished(self, step: StepScores) -> StepScores:
+    def made(self, step: StepScores) -> StepScores:
         """The step with its states made, where the worker left them raw. Raises ``ValueError`` where they are not laid
         out by this bank."""
         shape = step.states.shape
         expected: tuple[int, ...] = (int(step.counts.sum()), self.state_columns)
         if step.raw:
-            if not self.linear:
-                raise ValueError(
-                    "raw step scores for probes that are not all sums over layers; restart the whole server"
-                )
+            if not self.travels_raw:
+                raise ValueError("raw step scores for probes whose states travel; restart the whole server")
             expected = (len(self.layers), expected[0], self.used_columns)
         if shape != expected:
             raise ValueError(

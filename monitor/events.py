@@ -85,7 +85,8 @@ class StepScores(NamedTuple):
     starts: IntArray
     """[R] position of the first delivered token of each request."""
     states: FloatArray
-    """[sum(counts), K] the K state columns of every delivered token; see ``monitor.unscored`` for NaN."""
+    """[sum(counts), K] the K state columns of every delivered token; see ``monitor.unscored`` for NaN. Where ``raw``,
+    the taps' projections ``[L, sum(counts), C]``."""
     host_seconds: tuple[float, ...]
     """Host time that the monitor added to each step; empty where another message of the step tells it."""
     errors: int = 0
@@ -100,7 +101,7 @@ class StepScores(NamedTuple):
     steered: Mapping[str, int] = {}
     """Rows that each vector has touched since the last step that was delivered."""
     raw: bool = False
-    """``states`` are the taps' projections ``[L, R, C]``, a row of each request; ``ProbeBank.finished`` makes them."""
+    """``ProbeBank.made`` makes the states."""
 
     def with_errors(self, errors: int) -> StepScores:
         """The same scores, telling of ``errors``."""

@@ -32,7 +32,7 @@ class Decoding(NamedTuple):
         """[R]"""
         return self.view.slots + self.steps
 
-    def settled(self) -> StepView:
+    def view_now(self) -> StepView:
         """All that can be told of the step."""
         first = self.positions
         return self.view._replace(first_position=first, known_tokens=first + 1, slots=self.slots)
@@ -46,31 +46,39 @@ class _Waiting(NamedTuple):
 
 
 class Filing:
-    """The score store of one worker. Whoever reads it or writes to it calls ``settle`` first."""
+    """The score store of one worker; nobody who asks it can tell that steps wait."""
 
     def __init__(self, store: ScoreStore) -> None:
-        self.store = store
+        self._store = store
         self._waiting: list[_Waiting] = []
+        self.room = store.columns
+        """State columns at most."""
+        self.mib = store.mib
+
+    @property
+    def store(self) -> ScoreStore:
+        """With all that came so far. Only for the thread that files steps."""
+        if self._waiting:
+            self._settle()
+        return self._store
 
     def wait(self, bank: ProbeBank, step: Decoding, projections: FloatArray) -> None:
-        """Stores them by the time that somebody asks. ``bank``, which is ``linear``, laid out ``projections
-        [L, R, C]``, which stay as they are."""
+        """Stores them by the time that somebody asks. ``bank`` laid out ``projections [L, R, C]``, which stay as they
+        are."""
         if self._waiting and self._waiting[-1].bank is not bank:
-            self.settle()
+            self._settle()
         self._waiting.append(_Waiting(bank, step, projections))
         if len(self._waiting) >= STEPS_WAITING:
-            self.settle()
+            self._settle()
 
-    def settle(self) -> None:
-        """Stores what waits, later steps over earlier ones: a slot may have changed hands between them."""
-        if not self._waiting:
-            return
+    def _settle(self) -> None:
+        """Later steps over earlier ones: a slot may have changed hands between them."""
         waiting, self._waiting = self._waiting, []
         projections = np.concatenate([one.projections for one in waiting], axis=1)
         slots = np.concatenate([one.step.slots for one in waiting])
-        self.store.write(slots, waiting[0].bank.states(projections, None))
+        self._store.write(slots, waiting[0].bank.states(projections, None))
 
     def forget(self) -> None:
         """After a step that could not be filed: no slot may keep what an earlier owner left there."""
         self._waiting.clear()
-        self.store.forget()
+        self._store.forget()

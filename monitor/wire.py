@@ -128,6 +128,7 @@ def joined(messages: Sequence[dict[str, Any]]) -> StepScores | None:
 
 def shares(step: StepScores) -> Iterator[tuple[int, FloatArray]]:
     """``(start, states [n, K])`` of each request of a step, in order."""
+    assert not step.raw, "states are made before they are shared out"
     at = 0
     counts: Sequence[int] = step.counts.tolist()
     for start, count in zip(step.starts.tolist(), counts, strict=True):

@@ -147,7 +147,7 @@ class OutputTap:
         try:
             step = joined([one.message for one in held])
             if step is not None and len(step.counts) == len(names):
-                return self._finished(step)
+                return self._made(step)
         except Exception:  # whatever it is, reading them one by one tells it
             return None
         return None
@@ -203,7 +203,7 @@ class OutputTap:
             return
         self._shares = iter(())  # what is left of an earlier step must never be taken for this one's
         try:
-            self._adopt(self._finished(unpack(message)))
+            self._adopt(self._made(unpack(message)))
         except Exception as error:
             self.failed(error)
 
@@ -219,11 +219,11 @@ class OutputTap:
         """Of the next output: the first position, and the states if they came."""
         return next(self._shares, (0, None))
 
-    def _finished(self, step: StepScores) -> StepScores:
+    def _made(self, step: StepScores) -> StepScores:
         bank = self.frontend.bank_of(step.epoch)
         if bank is None:
             raise ValueError(f"step scores of epoch {step.epoch}, which is unknown; restart the whole server")
-        return bank.finished(step)
+        return bank.made(step)
 
     def _note(self, step: StepScores) -> None:
         bank = self.frontend.bank_of(step.epoch)

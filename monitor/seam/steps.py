@@ -67,8 +67,7 @@ class StepReader:
         self.bank = bank
         self._gates = gate_numbers(bank)
         self.buffers = buffers
-        self.store = store
-        self._filing = Filing(store)
+        self.filing = Filing(store)
         self._block_tokens = block_tokens
         self._capture = capture
         self._adapters = adapters
@@ -147,7 +146,8 @@ class StepReader:
         return step
 
     def complete(self, step: Step, output: Any) -> StepScores | None:
-        """Files a step's scores under their KV slots; returns those that became due with ``output``.
+        """Files a step's scores under their KV slots, at once or with later steps; returns those that became due with
+        ``output``.
 
         Steps must come in the order of their forward passes. With asynchronous scheduling this runs in vLLM's output
         thread, while later steps are computed.
@@ -162,11 +162,10 @@ class StepReader:
         decoding = step.capture.decoding
         if sampled_ids and decoding is not None and self._only_goes_on(step, decoding, output):
             projections = arrays["scores"]
-            self._filing.wait(step.bank, decoding, projections)
+            self.filing.wait(step.bank, decoding, projections)
             n, positions = len(sampled_ids), decoding.positions
             seconds = step.host_seconds + time.perf_counter() - started
             return StepScores(ones(n), positions, projections, (seconds,), epoch=step.bank.epoch, raw=True)
-        self._filing.settle()
         view = step.capture.settle(arrays)
         if view.rows != step.capture.rows:
             raise TapError(
@@ -179,14 +178,14 @@ class StepReader:
         if self._steerer is not None and step.steered is not None:
             self._steered.update(self._steerer.count(step.steered, arrays["fired"]))
         if step.after_loss:
-            self._filing.forget()
+            self.filing.forget()
         if step.fresh:
-            self.store.renew(step.fresh)
+            self.filing.store.renew(step.fresh)
         if step.copies:
-            self.store.copy_blocks(step.copies, self._block_tokens)
+            self.filing.store.copy_blocks(step.copies, self._block_tokens)
         states = step.bank.states(arrays["scores"], arrays.get("squared_norms"))
         step.adapters.silence(states, view)
-        self.store.write(view.slots, states)
+        self.filing.store.write(view.slots, states)
         if not sampled_ids:
             return None
         if tuple(output.req_ids) != view.request_ids:
@@ -199,7 +198,7 @@ class StepReader:
             sampled = np.fromiter(map(len, sampled_ids), np.int64, len(sampled_ids))
             starts, counts = due(view, sampled)
             width = step.bank.state_columns
-            history = {r: self.store.read(slots)[:, :width] for r, slots in view.history.items()}
+            history = {r: self.filing.store.read(slots)[:, :width] for r, slots in view.history.items()}
             due_states = assemble(view, states, history, starts, counts)
         if self._skipped:
             due_states = without(due_states, [name in self._skipped for name in view.request_ids], counts)
@@ -222,9 +221,9 @@ class StepReader:
         """Whether each request got one token, and nothing else has to be done: then its states need not be made here.
         Plain Python, for NumPy is not in the caches."""
         return (
-            step.bank is self._completed
-            and step.bank.linear
-            and not (step.after_loss or step.fresh or step.copies or self._skipped)
+            step.bank is self._completed  # so no column is fresh either
+            and step.bank.travels_raw
+            and not (step.after_loss or step.copies or self._skipped)
             and self._steerer is None
             and not self._triggers.at_work
             and set(map(len, output.sampled_token_ids)) == {1}
@@ -251,7 +250,7 @@ class StepReader:
 
     def forget(self) -> None:
         """After a step that could not be filed; called where ``complete`` is, in its order."""
-        self._filing.forget()
+        self.filing.forget()
 
 
 def _columns(where: slice) -> range:

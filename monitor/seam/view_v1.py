@@ -53,7 +53,7 @@ class Batches:
         if whole is not None and self._goes_on(runner.input_batch, scheduled):
             self._left, self._steps = self._left - 1, self._steps + 1
             later = Decoding(whole, self._steps)
-            return Capture(len(self._ids), {}, lambda _: later.settled(), decoding=later)
+            return Capture(len(self._ids), {}, lambda _: later.view_now(), decoding=later)
         view = step_view(runner, self._group)
         self._remember(view, runner)
         decoding = None if self._whole is None else Decoding(view, 0)

@@ -194,7 +194,7 @@ class WorkerMonitor:
 
         ``desired``: ``Wanted`` objects of all probes that shall be attached then.
         """
-        room = None if self.reader is None else self.reader.store.columns
+        room = None if self.reader is None else self.reader.filing.room
         probes = [Wanted(**one) for one in desired]
         before, device = self.bank, self._weights.device
 
@@ -301,7 +301,7 @@ class WorkerMonitor:
             "tapped_layers": list(self.bank.layers),
             "probes": self.bank.contents,
             "selftest_error": self.selftest,
-            "score_store_mib": self.reader.store.mib if self.reader else 0.0,
+            "score_store_mib": self.reader.filing.mib if self.reader else 0.0,
             "epoch": self.bank.epoch,
             "errors": self._errors,
             "last_error": self._last_error,

@@ -39,6 +39,24 @@ def _failing_bookkeeping(llm: Any) -> None:
     reader.complete = complete
 
 
+class _Raw:
+    """How many messages held projections in place of states; steps that were read together count as one."""
+
+    messages = 0
+
+
+def _count_raw() -> None:
+    from monitor.bank import ProbeBank
+
+    original = ProbeBank.made
+
+    def made(self: ProbeBank, step: Any) -> Any:
+        _Raw.messages += step.raw
+        return original(self, step)
+
+    ProbeBank.made = made  # type: ignore[method-assign]
+
+
 def _unsalted(_: Any) -> None:
     """The prefix cache as it is without us: it knows nothing about steering."""
     from monitor.seam import inputs, scheduler
@@ -69,6 +87,7 @@ def run(job: dict[str, Any], out: Path) -> None:
         os.environ.update({f"PROBEWATCH_{name}": value for name, value in job.get("settings", {}).items()})
     if job.get("sabotage") == "dead_tap":
         _dead_tap()
+    _count_raw()
     from vllm import LLM
 
     llm = LLM(
@@ -178,6 +197,7 @@ def _account(llm: Any, records: list[Any], file: Path) -> dict[str, Any]:
     tap = getattr(llm.llm_engine.output_processor, "probewatch", None)
     return {
         "metrics": _metrics(),
+        "raw_messages": _Raw.messages,
         "still_running": len(tap.running) if tap is not None else 0,
         "last_error": tap.engines.last_error if tap is not None else None,
     }

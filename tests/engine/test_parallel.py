@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runner, make_subject
-from machine import TOLERANCE
+from conftest import Runner, Subject, make_subject
+from machine import ON_GPU, TOLERANCE
 from reference import check_reconciled, reference_states, worst_difference
 from traffic import mixed
 
-NAMES = ["one-layer", "two-layers", "projection", "cosine"]
-SETTINGS = [("tensor", {"tensor_parallel_size": 2}), ("pipeline", {"pipeline_parallel_size": 2})]
+TENSOR, PIPELINE = {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}
+SETTINGS = [("tensor", TENSOR, 3), ("pipeline", PIPELINE, 4), ("pipeline, sums alone", PIPELINE, 3)]
+"""Name, engine arguments, and how many of the probes: without the last every state is a sum over layers."""
 
 
-@pytest.mark.parametrize(("name", "parallel"), SETTINGS, ids=[name for name, _ in SETTINGS])
+@pytest.mark.parametrize(("name", "parallel", "probes"), SETTINGS, ids=[name for name, _, _ in SETTINGS])
 def test_two_ranks_give_each_token_its_one_score(
-    name: str, parallel: dict[str, Any], run_engine: Runner, tmp_path: Path
+    name: str, parallel: dict[str, Any], probes: int, run_engine: Runner, tmp_path: Path
 ) -> None:
-    subject = make_subject(tmp_path, "llama", "float32")
+    whole = make_subject(tmp_path, "llama", "float32")
+    subject = Subject(whole.model, whole.probes[:probes])
     done = run_engine(
         subject.model,
         subject.probes,
@@ -31,5 +33,7 @@ def test_two_ranks_give_each_token_its_one_score(
     served, ids = done.sequences(0)
     assert len(served) == 120
     assert worst_difference(served, reference_states(subject.model, subject.probes, ids)) < TOLERANCE
-    lost = check_reconciled(done.phase(0)["metrics"], len(served), NAMES)
+    lost = check_reconciled(done.phase(0)["metrics"], len(served), [path.stem for path in subject.probes])
     assert set(lost.values()) == {0.0}
+    if not ON_GPU:  # its runner sends none
+        assert (done.phase(0)["raw_messages"] > 10) == (probes == 3)

@@ -157,7 +157,7 @@ class FakeWorker:
         assert taken is not None
         scores = self.reader.complete(taken, runner_output(step))
         assert scores is not None
-        return self.bank.finished(scores)
+        return self.bank.made(scores)
 
 
 class _Scheduler:

@@ -28,7 +28,7 @@ class Reader:
     """Notes what is swapped in."""
 
     def __init__(self) -> None:
-        self.store = SimpleNamespace(columns=2)
+        self.filing = SimpleNamespace(room=2)
         self.swapped: list[ProbeBank] = []
 
     def swap(self, bank: ProbeBank, rules: object) -> None:

@@ -47,7 +47,6 @@ def projections(bank: ProbeBank, *values: float) -> FloatArray:
 
 
 def stored(filing: Filing, *slots: int) -> FloatArray:
-    filing.settle()
     return filing.store.read(np.array(slots))
 
 
@@ -86,7 +85,7 @@ def test_what_waits_is_forgotten_with_the_rest() -> None:
     bank = bank_of("a")
     filing = Filing(ScoreStore(SLOTS, 1, 1))
     filing.wait(bank, decoding([4]), projections(bank, 1))
-    filing.settle()
+    stored(filing, 4)
     filing.wait(bank, decoding([5]), projections(bank, 1))
     filing.forget()
     assert reasons(stored(filing, 4, 5))[:, 0].tolist() == [Reason.NOT_DELIVERED] * 2
@@ -96,17 +95,17 @@ def test_raw_scores_become_states_and_what_is_laid_out_otherwise_is_refused() ->
     bank = bank_of("a", "b")
     raw = projections(bank, 1, 2)
     step = StepScores(ints(1, 1), ints(7, 7), raw, (0.0,), raw=True)
-    found = bank.finished(step)
+    found = bank.made(step)
     assert not found.raw
     np.testing.assert_array_equal(found.states, bank.states(raw, None))
-    assert bank.finished(found) is found
+    assert bank.made(found) is found
     for other in (
         step._replace(counts=ints(1)),
         step._replace(states=raw[:, :, :1]),
         step._replace(raw=False),
     ):
         with pytest.raises(ValueError, match=r"step scores of shape .* in epoch 0, .* expected"):
-            bank.finished(other)
-    made = make_bank(make_probe("cosine", kind="steering", scoring="cosine", layers=(1,)))
+            bank.made(other)
+    cosine = make_bank(make_probe("cosine", kind="steering", scoring="cosine", layers=(1,)))
     with pytest.raises(ValueError, match="raw"):
-        made.finished(StepScores(ints(1), ints(7), projections(made, 1), (0.0,), raw=True))
+        cosine.made(StepScores(ints(1), ints(7), projections(cosine, 1), (0.0,), raw=True))

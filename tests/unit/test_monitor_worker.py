@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from monitor.adapters import AdapterRules
+from monitor.arguments import SKIP
 from monitor.attach import Plan
 from monitor.events import StepScores
 from monitor.seam import view_v1, worker
@@ -29,16 +31,16 @@ from tests.unit.monitor_fakes import alerting, make_bank
 BLOCK = 4
 
 
-def make_monitor() -> WorkerMonitor:
+def make_monitor(**probe_like: Any) -> WorkerMonitor:
     """One probe on one layer; a token's score is what ``write`` put into its row, plus the bias."""
-    probe = alerting(layers=(1,))
+    probe = alerting(layers=(1,), **probe_like)
     monitor = WorkerMonitor(Plan((probe,), (), 1, 1))
-    monitor.bank = make_bank(probe)
-    monitor.buffers = TapBuffers.allocate(1, 16, 1, False, torch.device("cpu"))
+    monitor.bank = make_bank(probe, capacity=2)
+    monitor.buffers = TapBuffers.allocate(1, 16, 2, monitor.bank.needs_norm, torch.device("cpu"))
     monitor.reader = StepReader(
         monitor.bank,
         monitor.buffers,
-        FailingStore(8 * BLOCK, 1, 1),
+        FailingStore(8 * BLOCK, 2, 1),
         BLOCK,
         view_v1.Batches(0).capture,
         AdapterRules(monitor.bank, lambda folder: None),
@@ -64,6 +66,8 @@ class Turn:
     sent: int | None = None
     """Rows that the scheduler claims to have sent, if not ``rows``."""
     block_size: int = BLOCK
+    new: tuple[Any, ...] = ()
+    """Requests that come with the step, as the scheduler tells them."""
 
     def forward(self, monitor: WorkerMonitor) -> None:
         """Executes the model."""
@@ -85,7 +89,9 @@ class Turn:
             query_start_loc=SimpleNamespace(np=np.array([0, self.rows])),
             lora_config=None,
         )
-        monitor.after_forward(runner, scheduled(self.rows if self.sent is None else self.sent, self.copies))
+        monitor.after_forward(
+            runner, scheduled(self.rows if self.sent is None else self.sent, self.copies, self.new)
+        )
 
     @property
     def output(self) -> Any:
@@ -94,12 +100,12 @@ class Turn:
         return SimpleNamespace(req_ids=[self.request], sampled_token_ids=[[9]] if samples else [[]])
 
 
-def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
+def scheduled(rows: int, copies: list[tuple[int, int]] | None = None, new: tuple[Any, ...] = ()) -> Any:
     return SimpleNamespace(
         total_num_scheduled_tokens=rows,
         kv_cache_block_copies=copies,
         finished_req_ids=(),
-        scheduled_new_reqs=(),
+        scheduled_new_reqs=new,
         scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=()),
     )
 
@@ -107,7 +113,7 @@ def scheduled(rows: int, copies: list[tuple[int, int]] | None = None) -> Any:
 def carried(monitor: WorkerMonitor, output: Any) -> StepScores | None:
     """What goes out with it, as the API server reads it."""
     found: StepScores | None = getattr(output, CARRIER, None)
-    return None if found is None else monitor.bank.finished(found)
+    return None if found is None else monitor.bank.made(found)
 
 
 def run(monitor: WorkerMonitor, *args: Any, **kwargs: Any) -> StepScores | None:
@@ -146,6 +152,53 @@ def test_decoded_tokens_are_stored_by_the_time_that_a_prompt_repeats_them(steps:
     again = run(monitor, "b", 1, steps, 1, steps + 1, steps + 1, score=99.0, block_size=16)
     assert again is not None
     assert again.states[:, 0] == pytest.approx(np.array([*range(steps), 99.0]) + bias(monitor))
+
+
+def other_bank(monitor: WorkerMonitor) -> None:
+    assert monitor.reader is not None
+    bank = monitor.bank.follow([alerting(name="another", layers=(1,))])
+    monitor.reader.swap(bank, AdapterRules(bank, lambda folder: None))
+
+
+def skipped_request(monitor: WorkerMonitor) -> None:
+    wish = SimpleNamespace(req_id="other", sampling_params=SimpleNamespace(extra_args={SKIP: True}))
+    run(monitor, "other", 3, 0, 2, 2, 2, new=(wish,))
+
+
+def steering(monitor: WorkerMonitor) -> None:
+    monitor.reader._steerer = SimpleNamespace(last=None)  # type: ignore[union-attr, assignment]
+
+
+def lost_step(monitor: WorkerMonitor) -> None:
+    run(monitor, "other", 3, 0, 2, 2, 2, broken=True)
+
+
+NOTHING_ELSE: list[Any] = [other_bank, skipped_request, steering, lost_step]
+
+
+@pytest.mark.parametrize(
+    ("probe", "before", "step", "raw"),
+    [
+        ({}, None, {}, True),
+        *(({}, what, {}, False) for what in NOTHING_ELSE),
+        ({}, None, {"copies": [(5, 6)]}, False),
+        ({"default_action": "stop"}, None, {}, False),
+        ({"kind": "steering", "scoring": "cosine"}, None, {}, False),
+    ],
+)
+def test_only_a_step_after_which_nothing_else_is_to_be_done_goes_out_raw(
+    probe: dict[str, Any], before: Callable[[WorkerMonitor], None] | None, step: dict[str, Any], raw: bool
+) -> None:
+    monitor = make_monitor(**probe)
+    run(monitor, "a", 2, 0, 1, 1, 1)
+    if before is not None:
+        before(monitor)
+    turn = Turn("a", 2, 1, 1, 1, 2, **step)
+    turn.forward(monitor)
+    output = turn.output
+    monitor.after_sampling(output)
+    assert getattr(output, CARRIER).raw is raw
+    assert monitor.report()["errors"] == (before is lost_step)
 
 
 def test_a_tap_that_stays_silent_is_missing_and_not_the_step_before() -> None:
