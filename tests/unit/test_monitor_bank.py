@@ -15,7 +15,7 @@ from monitor.bank import ProbeBank
 from monitor.errors import AttachError
 from monitor.events import FloatArray
 from monitor.jury import Jury
-from monitor.unscored import Reason, explain, nan_for, reasons
+from monitor.unscored import Reason, nan_for, reasons
 from monitor.verdict import judge
 from probes import Probe, kinds
 from tests.unit.monitor_fakes import make_probe
@@ -196,7 +196,6 @@ def test_a_silent_tap_says_so_in_the_states_of_every_kind() -> None:
     projections, norms = tapped(bank, torch.ones(2, 4, D))
     projections[1, 2] = nan_for(Reason.TAP_SILENT)
     states = bank.states(projections, norms)
-    explain(states, projections)
     found = reasons(states)
     assert (found[2] == Reason.TAP_SILENT).all()
     assert (np.delete(found, 2, axis=0) == -1).all()
